@@ -1,0 +1,28 @@
+"""Trainers: data -> features -> fit -> predict. Never imports optuna, sqlalchemy, tuner or storage."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from models.trainer import InputError
+
+TRAINERS = {"gift": "models.gift.trainer:GiftTrainer"}
+
+
+def get_trainer(name: str) -> Any:
+    """The trainer called `name`: a key of TRAINERS, or `package.module:Class` for one of your own.
+
+    Raises:
+        InputError: no such trainer.
+    """
+    target = TRAINERS.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        raise InputError(
+            f"trainer: expected one of {', '.join(sorted(TRAINERS))} or package.module:Class, got {name!r}"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), class_name)()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"trainer: {name!r} cannot be imported ({error})") from error

@@ -1,0 +1,164 @@
+"""The seam between trainers and the search: a trainer is a generator of measurements.
+
+Nothing here imports torch, Optuna or SQLAlchemy, so that a specification can be checked without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["train", "valid", "calibrate", "test"]
+ROLES: tuple[Role, ...] = ("train", "valid", "calibrate", "test")
+SEARCH_ROLES: frozenset[Role] = frozenset({"train", "valid"})
+
+
+class InputError(ValueError):
+    """Bad input from outside; the message is one line: where: expected, got, way out."""
+
+
+class DiskError(OSError):
+    """The disk refused a write (full or read-only). No fault of the trial: it can be resumed."""
+
+
+class FrozenModel(BaseModel):
+    """Base of every configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Decision(FrozenModel):
+    """How a decision threshold is chosen on the validation scores of one binary task.
+
+    A threshold is feasible iff the lower Clopper-Pearson bound of its precision, at `confidence`
+    (one-sided), reaches `target_precision` on at least `min_selected` rows. `range` restricts the
+    threshold, as probabilities. `unit` names what is exchangeable (a row, or a column such as the user).
+    """
+
+    task: str
+    target_precision: float = Field(gt=0.0, lt=1.0)
+    confidence: float = Field(default=0.9, gt=0.0, lt=1.0)
+    min_selected: int = Field(default=30, ge=1)
+    range: tuple[float, float] | None = None
+    unit: str = "row"
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> Decision:
+        if self.range is not None and not 0.0 <= self.range[0] < self.range[1] <= 1.0:
+            raise ValueError(f"range: expected 0 <= low < high <= 1, got {list(self.range)}")
+        return self
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where a trainer's data come from.
+
+    `options` is an instance of the trainer's own `Data` model (the specification's `data` section),
+    `path` the folder or file to read, `cache` the folder for prepared arrays. `path_given` says that a
+    person named the path: a missing one is then an error and never replaced by simulated data.
+    """
+
+    options: Any
+    path: Path
+    cache: Path
+    path_given: bool = False
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What identifies a prepared dataset.
+
+    `data_hash` covers the content of the raw files (or generator version, scale and seed), the
+    preparation version and every option that changes a prepared number. `source` is one line for people.
+    """
+
+    data_hash: str
+    source: str
+    simulated: bool
+    rows: Mapping[Role, int]
+    files: Mapping[str, str] = field(default_factory=dict)  # logical file name -> SHA-256
+
+
+class Dataset(Protocol):
+    """A prepared dataset with some roles opened."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial's artefacts as seen by `fit`.
+
+    Checkpoints of attempt a lie under `directory/attempt-<a>/step-<s>/`. `seed` decides everything random.
+    """
+
+    directory: Path
+    seed: int
+    device: str
+    attempt: int
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of one step (the trainer's epoch, from 0).
+
+    Names are `valid/<task>/<metric>` or `train/...`; values are finite floats (what is undefined is left
+    out). `elapsed_s` is the training time of the run up to this step, over all its attempts.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of a model on one role. Shape: scores[task] is [N] float32 logits (binary) or values in the
+    label's own unit (regression)."""
+
+    scores: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a specification: dotted `path` into the YAML and what is wrong there."""
+
+    path: str
+    message: str
+
+
+class Trainer(Protocol):
+    """What the search knows of a trainer.
+
+    Guarantees every trainer gives (`tests/trainer_contract.py` holds them to it):
+    - before a measurement is yielded, the checkpoint of its step is durable;
+    - `fit` resumes by itself when the run's directory holds a checkpoint; it then yields the measurement of
+      that checkpoint once more and goes on from there; stop-and-resume equals uninterrupted;
+    - closing the generator at any measurement is a safe stop;
+    - `fit` reads train and valid only.
+    """
+
+    Config: ClassVar[type[FrozenModel]]
+    Data: ClassVar[type[FrozenModel]]
+
+    def check(self, config: Any, data: Any, decision: Decision) -> list[Problem]:
+        """Faults between `config`, `data` and `decision` that no single section can see."""
+        ...
+
+    def load(self, data: DataSpec, roles: frozenset[Role]) -> Any:
+        """Prepare once (content-addressed, under a lock), then open only `roles`. Raises InputError."""
+        ...
+
+    def describe(self, data: DataSpec) -> Mapping[str, Any]:
+        """Facts and checks about the data, as `{"tables": {...}, "checks": [...]}`. Opens every role."""
+        ...
+
+    def fit(self, config: Any, data: Any, run: Run) -> Iterator[Measurement]: ...
+
+    def predict(self, checkpoint: Path, data: Any, role: Role, device: str = "cpu") -> Predictions: ...
