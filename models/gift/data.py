@@ -7,16 +7,25 @@ here imports torch: the coordinator of a search runs this code.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from models.trainer import FrozenModel, Manifest, Role
+from models import prepared
+from models.trainer import ROLES, DataSpec, FrozenModel, InputError, Manifest, Role
+
+if TYPE_CHECKING:
+    from models.gift.origin import Origin
+
+log = logging.getLogger(__name__)
 
 Column = Annotated[str, Field(min_length=1)]
 KUAILIVE_LABELS = ("watch_time", "has_comment", "has_like", "has_gift", "gift_amount")
@@ -190,7 +199,8 @@ class RawTable:
     """What a reader returns: N rows with features, labels and whatever the split needs.
 
     Shape:
-        numeric: [N, D] float32, NaN where missing (may be a memmap); already compressed where the reader says so.
+        numeric: [N, D] float32, NaN where missing (may be a memmap); already
+            compressed where the reader says so.
         labels: column (KuaiLive) or task (table) -> [N] float64 in the label's own unit, NaN where missing.
         unit: [N] int64, the exchangeable unit (the user) for bootstraps.
         order: [N] int64 time in ms, or None where nothing is ordered.
@@ -251,3 +261,93 @@ class GiftDataset:
         if role not in self.parts:
             raise KeyError(f"role {role} was not opened (opened: {', '.join(self.parts)})")
         return self.parts[role]
+
+
+def load(data: DataSpec, roles: frozenset[Role]) -> GiftDataset:
+    """Prepares the data once (content-addressed, under a lock) and opens only `roles`.
+
+    Where the default path of KuaiLive is absent and no person named it, simulated files take its place, if the
+    specification allows them; the manifest says so.
+
+    Raises:
+        InputError: missing or malformed input; a role of `roles` without rows, or without both values of a
+            binary task.
+        DiskError: the cache's disk is full or read-only.
+    """
+    from models.gift.origin import find_origin  # the readers it knows import this module's types
+
+    origin = find_origin(data)
+    folder = prepare(data, origin, roles, usable=roles)
+    statistics = read_statistics(folder)
+    refuse_unusable(statistics["roles"], roles)
+    rows = {role: statistics["roles"][role]["rows"] for role in ROLES}
+    kept = statistics["levels"]
+    return GiftDataset(
+        manifest=Manifest(origin.data_hash, origin.source, origin.simulated, rows, origin.files),
+        numeric_names=tuple(statistics["numeric_names"]),
+        categorical_names=tuple(kept),
+        cardinalities=tuple(len(levels) + 1 for levels in kept.values()),
+        tasks=data.options.task_list(),
+        target_mean=statistics["target_mean"],
+        target_std=statistics["target_std"],
+        base_rate=statistics["base_rate"],
+        quantiles=np.load(folder / "quantiles.npy", allow_pickle=False),
+        parts={role: _open_part(folder / role) for role in ROLES if role in roles},
+    )
+
+
+def prepare(data: DataSpec, origin: Origin, roles: frozenset[Role], usable: frozenset[Role]) -> Path:
+    """The prepared folder of `origin`, complete for `roles`. Nothing is kept where one of `usable` is not."""
+    return prepared.prepare(data.cache, origin.data_hash[:16], partial(_build, data, origin, usable), roles)
+
+
+def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path) -> None:
+    from models.gift import origin as origins
+    from models.gift import preparation
+
+    options: GiftData = data.options
+    raw = origins.read_raw(data, origin)
+    labels = origins.task_labels(raw, options)
+    tasks = options.task_list()
+    preparation.write(folder, raw, labels, tasks, options.split, compress=options.source == "table")
+    refuse_unusable(read_statistics(folder)["roles"], usable)
+    if not origin.simulated and origins.find_origin(data).data_hash != origin.data_hash:
+        raise InputError(
+            f"{origin.path}: expected files at rest, but they changed while they were read; start again"
+        )
+    log.info("action=prepared key=%s %s", origin.data_hash[:16], origin.source)
+
+
+def describe(data: DataSpec) -> dict[str, Any]:
+    """Facts and checks about the data, as `{"tables": {...}, "checks": [...]}`. Opens every role."""
+    from models.gift.description import describe as describe_all  # it imports the second implementation
+
+    return describe_all(data)
+
+
+def read_statistics(folder: Path) -> dict[str, Any]:
+    """What preparation found out: encoders, targets, and counts per role."""
+    return json.loads((folder / "statistics.json").read_text())
+
+
+def refuse_unusable(facts: Mapping[str, Any], roles: frozenset[Role]) -> None:
+    """Raises InputError where one of `roles` has no rows, or lacks positives or negatives of a binary task."""
+    for role in (role for role in ROLES if role in roles):
+        if not facts[role]["rows"]:
+            raise InputError(
+                f"split: role {role} has no rows; change the shares of data.split or give more data"
+            )
+        for name, counts in facts[role]["tasks"].items():
+            if counts.get("positives") == 0 and counts["known"]:
+                raise InputError(
+                    f"split: role {role} has no positive {name} among {counts['known']} rows; "
+                    "change data.split or give more data"
+                )
+            if counts["known"] == 0 or counts.get("positives") == counts["known"]:
+                what = "no row that counts for" if counts["known"] == 0 else "no negative"
+                raise InputError(f"split: role {role} has {what} {name}; change data.split or give more data")
+
+
+def _open_part(folder: Path) -> Part:
+    names = ("numeric", "categorical", "labels", "unit")
+    return Part(**{name: prepared.open_array(folder / f"{name}.npy") for name in names})
