@@ -26,3 +26,10 @@ def get_trainer(name: str) -> Any:
         return getattr(importlib.import_module(module_name), class_name)()
     except (ImportError, AttributeError) as error:
         raise InputError(f"trainer: {name!r} cannot be imported ({error})") from error
+
+
+def cuda_devices() -> list[str]:
+    """The CUDA devices of this machine, as torch names them; empty without CUDA."""
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]

@@ -1,0 +1,241 @@
+"""One database: engine, transactions, locks and the errors they raise.
+
+SQLite is the embedded default (local disk, any number of processes of one machine), PostgreSQL the engine that
+distributes. Nothing here knows a table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+
+log = logging.getLogger("storage")
+T = TypeVar("T")
+
+# A writer that waits longer than this for SQLite's single write lock is told "database is locked".
+SQLITE_BUSY_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 10
+
+
+class StorageError(Exception):
+    """The database refused; the message is one line: where: expected, got, way out."""
+
+
+class DatabaseUnavailable(StorageError):
+    """The database cannot be reached now. What was asked may be asked again."""
+
+
+def mask(url: str | URL) -> str:
+    """The URL with its password replaced by ***; safe to print."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "<malformed URL>"
+
+
+def parse_url(url: str) -> URL:
+    """A SQLAlchemy URL whose driver is one we ship: sqlite, or PostgreSQL through psycopg.
+
+    Raises:
+        StorageError: malformed, or another engine.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StorageError(
+            f"storage: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, got {mask(url)}"
+        ) from error
+    backend = parsed.drivername.split("+")[0]
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise StorageError("storage: expected a SQLite file (sqlite:///FILE), got an in-memory database")
+        return parsed.set(drivername="sqlite")
+    raise StorageError(f"storage: expected sqlite or postgresql, got {backend!r} in {mask(url)}")
+
+
+def engine_kwargs(url: URL) -> dict[str, Any]:
+    """Arguments for `sqlalchemy.create_engine`: one small pool a process, shared with Optuna."""
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_S}}
+    return {
+        "pool_size": 2,
+        "max_overflow": 3,
+        "pool_pre_ping": True,
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+    }
+
+
+def prepare_engine(engine: sa.Engine) -> None:
+    """Make SQLite safe and fast for several processes; call before the first connection.
+
+    WAL and synchronous=NORMAL cost no durability against a killed process. BEGIN IMMEDIATE takes the write lock
+    at once: without it two readers that both want to write fail with "database is locked", and Optuna hands one
+    queued trial to two workers.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+
+    @sa.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={int(SQLITE_BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether asking again later can help: the connection broke, or SQLite's lock was not free in time."""
+    if isinstance(error, DatabaseUnavailable):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, OperationalError):
+        text = str(error.orig).lower()
+        return not any(word in text for word in ("disk is full", "unable to open", "readonly", "malformed"))
+    return False
+
+
+def retry(call: Callable[[], T], patience_s: float, what: str) -> T:
+    """Call until it succeeds, for at most `patience_s`, with exponential back-off and jitter.
+
+    Raises:
+        DatabaseUnavailable: still failing with a transient error when patience ended.
+    """
+    deadline = time.monotonic() + patience_s
+    delay_s = 0.1
+    while True:
+        try:
+            return call()
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
+            if not is_transient(error):
+                raise
+            if time.monotonic() + delay_s > deadline:
+                if isinstance(error, DatabaseUnavailable):
+                    raise
+                raise DatabaseUnavailable(f"storage: {what}: {_reason(error)}") from None
+            log.warning("database away, trying again: action=retry what=%s delay_s=%.1f", what, delay_s)
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 2, 10.0)
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the driver's own message: it names host and port, never the password."""
+    original = getattr(error, "orig", None) or error
+    return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
+
+
+class Database:
+    """An engine on one database, with one error vocabulary.
+
+    Args:
+        url: sqlite:///FILE (the folder is made) or postgresql://USER:PASSWORD@HOST:PORT/NAME.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = parse_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self.path = Path(str(self.url.database)).absolute()
+            self.url = self.url.set(database=str(self.path))
+        self.engine = sa.create_engine(self.url, **engine_kwargs(self.url))
+        prepare_engine(self.engine)
+        self._exclusive = threading.RLock()
+        self._depth = 0
+
+    def __repr__(self) -> str:
+        return f"Database({mask(self.url)})"
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @property
+    def now(self) -> sa.ColumnElement[float]:
+        """The database's own clock in seconds since 1970: the one clock that all machines share."""
+        if self.is_sqlite:
+            return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0")
+        return sa.literal_column("extract(epoch from clock_timestamp())::double precision")
+
+    def exists(self) -> bool:
+        """Whether there is something to connect to (a SQLite file is made only by `make_folder`)."""
+        return not self.is_sqlite or self.path.exists()
+
+    def make_folder(self) -> None:
+        if self.is_sqlite:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"storage: cannot make the folder {self.path.parent} ({error.strerror})"
+                ) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """One transaction: committed at the end, rolled back on any error.
+
+        Raises:
+            DatabaseUnavailable: no connection, or it broke.
+            StorageError: any other refusal of the database.
+        """
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            kind = DatabaseUnavailable if is_transient(error) else StorageError
+            raise kind(f"storage: {mask(self.url)}: {_reason(error)}") from error
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Hold the lock `name` against every other process of every machine; re-entrant in one thread.
+
+        It is not a transaction: other connections of the holder (Optuna's) may write meanwhile, which SQLite's
+        own write lock would forbid. It ends with the process that holds it.
+        """
+        with self._exclusive:
+            if self._depth:
+                yield
+                return
+            self._depth += 1
+            try:
+                with self._file_lock() if self.is_sqlite else self._advisory_lock(name):
+                    yield
+            finally:
+                self._depth -= 1
+
+    @contextmanager
+    def _file_lock(self) -> Iterator[None]:
+        descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _advisory_lock(self, name: str) -> Iterator[None]:
+        key = int.from_bytes(hashlib.blake2b(f"tuner:{name}".encode(), digest_size=8).digest(), signed=True)
+        with self.transaction() as connection:
+            # Bound to this transaction: a pooler or a broken connection cannot leave it behind.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+            yield

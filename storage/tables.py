@@ -1,0 +1,125 @@
+"""Our tables, beside Optuna's and never mixed with them: prefix `tuner_`, own version.
+
+A run is identified by (study_id, number), number being Optuna's trial number. Times are seconds since 1970 by the
+database's clock.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from storage.database import Database, StorageError
+
+SCHEMA_VERSION = 1
+metadata = sa.MetaData()
+
+schema = sa.Table(
+    "tuner_schema",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+)
+
+studies = sa.Table(
+    "tuner_studies",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False, unique=True),
+    sa.Column("spec", sa.Text, nullable=False),  # JSON, as resolved from the YAML
+    sa.Column("data", sa.Text, nullable=False),  # JSON: data hash, source, rows per role, file hashes
+    sa.Column("package_version", sa.String(64), nullable=False),
+    sa.Column("n_trials", sa.Integer, nullable=False),  # total of ended trials that was asked for
+    sa.Column("n_replacements", sa.Integer, nullable=False, server_default="0"),  # added by --retry-failed
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),  # the newest `tuner run`
+)
+
+workers = sa.Table(
+    "tuner_workers",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column(
+        "boot", sa.String(255), nullable=False
+    ),  # boot id and process namespace: where a pid means something
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("process_start", sa.BigInteger, nullable=False),  # tells a reused pid apart
+    sa.Column("device", sa.String(64), nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("renewed_at", sa.Double, nullable=False),  # the lease on whatever the worker holds
+    sa.Column("ended_at", sa.Double),
+)
+
+runs = sa.Table(
+    "tuner_runs",
+    metadata,
+    sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("arm", sa.String(255), nullable=False),
+    sa.Column("config", sa.Text),  # JSON, complete; null until sampled
+    sa.Column("attempt", sa.Integer, nullable=False),  # the fencing token
+    sa.Column("checkpoint_attempt", sa.Integer),
+    sa.Column("checkpoint_step", sa.Integer),
+    sa.Column("best_step", sa.Integer),  # of an ended run: the step its objective value was measured at
+    sa.Column("ended_at", sa.Double),
+    sa.Column("failure", sa.Text),
+)
+
+attempts = sa.Table(
+    "tuner_attempts",
+    metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("worker_id", sa.Integer, nullable=False),
+    sa.Column("claimed_at", sa.Double, nullable=False),
+    sa.Column("released_at", sa.Double),
+    sa.Column("outcome", sa.String(32)),  # complete | pruned | failed | stopped | lost | crashed
+    sa.ForeignKeyConstraint(
+        ["study_id", "number"], ["tuner_runs.study_id", "tuner_runs.number"], ondelete="CASCADE"
+    ),
+)
+
+measurements = sa.Table(
+    "tuner_measurements",
+    metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("elapsed_s", sa.Double, nullable=False),
+    sa.Column("metrics", sa.Text, nullable=False),  # JSON {name: float}
+    sa.ForeignKeyConstraint(
+        ["study_id", "number"], ["tuner_runs.study_id", "tuner_runs.number"], ondelete="CASCADE"
+    ),
+)
+
+
+def create_schema(database: Database) -> None:
+    """Make our tables once, or check that those there are of this version. Process-safe."""
+    database.make_folder()
+    with database.exclusive("schema"):
+        if has_schema(database):
+            check_schema(database)
+            return
+        with database.transaction() as connection:
+            metadata.create_all(connection)
+            connection.execute(schema.insert().values(version=SCHEMA_VERSION))
+
+
+def has_schema(database: Database) -> bool:
+    if not database.exists():
+        return False
+    with database.transaction() as connection:
+        return sa.inspect(connection).has_table(schema.name)
+
+
+def check_schema(database: Database) -> None:
+    """Raises StorageError when our tables are of another version than this package."""
+    with database.transaction() as connection:
+        found = connection.scalar(sa.select(schema.c.version))
+    if found != SCHEMA_VERSION:
+        raise StorageError(
+            f"storage: {database!r}: expected tuner schema {SCHEMA_VERSION}, got {found}; "
+            "use the tuner version that wrote it, or another --storage"
+        )

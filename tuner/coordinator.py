@@ -1,0 +1,351 @@
+"""`tuner run`: makes or continues a study, starts one worker per device, and sees them through.
+
+The coordinator trains nothing and owns no trial. Whatever dies, everything it needs to go on is in the database.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import models
+from models.trainer import DataSpec, InputError, Manifest
+from storage.database import Database, DatabaseUnavailable
+from storage.leases import GRACE_S, RENEW_EVERY_S
+from storage.runs import Store
+from storage.tables import create_schema
+from tuner.optuna_study import IGNORES_CONSTRAINTS, Search, create_optuna_schema
+from tuner.spec import Spec, check_spec, differences, load_spec
+from tuner.study import Study
+from tuner.summary import StudySummary, as_json, summarize
+from tuner.worker import WorkerOptions, arguments
+
+log = logging.getLogger("tuner")
+
+POLL_S = 0.5
+# Workers that die this often in a row without one new measurement anywhere stop the study.
+MAX_BARREN_DEATHS = 6
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `tuner run` was asked for; None leaves it to the specification or to the machine."""
+
+    study: str
+    n_trials: int | None = None
+    name: str | None = None
+    data: str | None = None
+    storage: str = "sqlite:///runs/tuner.db"
+    devices: str = "auto"
+    workers: int | None = None
+    timeout_s: float | None = None
+    seed: int | None = None
+    retry_failed: bool = False
+    overrides: tuple[str, ...] = ()
+    runs: str = "runs"
+    renew_every_s: float = RENEW_EVERY_S
+    grace_s: float = GRACE_S
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.runs) / "cache"
+
+
+class Observer(Protocol):
+    """Who is shown the progress of a run."""
+
+    def say(self, line: str) -> None:
+        """One line worth keeping."""
+        ...
+
+    def show(self, summary: StudySummary, started: float) -> None:
+        """The study as it is now; `started` is the monotonic time at which this run began."""
+        ...
+
+
+class RunFailed(Exception):
+    """The run stopped before its total was reached; the message says why."""
+
+
+def read_spec(options: RunOptions) -> tuple[Spec, Any]:
+    """The checked specification and its trainer. Raises SpecError with every fault."""
+    overrides = list(options.overrides)
+    if options.seed is not None:
+        overrides.append(f"seed={options.seed}")
+    spec = load_spec(options.study, overrides)
+    trainer = models.get_trainer(spec.trainer)
+    check_spec(spec, trainer)
+    return spec, trainer
+
+
+def data_spec(spec: Spec, trainer: Any, options: RunOptions) -> DataSpec:
+    given = options.data is not None
+    path = Path(options.data) if options.data is not None else Path(spec.data.get("path", "data"))
+    return DataSpec(trainer.Data.model_validate(spec.data), path, options.cache, given)
+
+
+def choose_devices(devices: str, workers: int | None) -> list[str]:
+    """One device a worker process.
+
+    `auto`: every CUDA device, else one CPU worker per core (each gets one thread: two threads that share a busy
+    core were ten times slower). With `workers` the devices are dealt in turn to that many processes.
+    """
+    cuda = models.cuda_devices() if devices != "cpu" else []
+    if devices == "auto":
+        chosen = cuda or ["cpu"] * len(os.sched_getaffinity(0))
+    elif devices == "cpu":
+        chosen = ["cpu"] * (workers or len(os.sched_getaffinity(0)))
+    else:
+        chosen = [name.strip() for name in devices.split(",")]
+        for name in chosen:
+            if name not in ["cpu", *cuda]:
+                raise InputError(
+                    f"--devices: expected auto, cpu or some of {', '.join(['cpu', *cuda])}, got {name!r}"
+                )
+    if workers is not None:
+        if workers < 1:
+            raise InputError(f"--workers: expected at least 1, got {workers}")
+        chosen = [chosen[i % len(chosen)] for i in range(workers)]
+    return chosen
+
+
+def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Database) -> Study:
+    """Create the study, or continue it if what was asked for is what it is.
+
+    Raises:
+        InputError: the study exists and differs in what makes its trials comparable; names every difference.
+    """
+    name = options.name or spec.study
+    create_schema(database)
+    create_optuna_schema(database)
+    store = Store(database)
+    data = {
+        "data_hash": manifest.data_hash, "source": manifest.source, "simulated": manifest.simulated,
+        "rows": dict(manifest.rows), "files": dict(manifest.files),
+    }  # fmt: skip
+    n_trials = options.n_trials or spec.n_trials
+    with database.exclusive("studies"):
+        row = store.find_study(name)
+        if row is None:
+            search = Search(database, spec, name, create=True)
+            row = store.create_study(name, spec.to_json(), json.dumps(data), version("tuner"), n_trials)
+            return Study(database, row, spec, search)
+    stored = Spec.from_json(row.spec)
+    refused = differences(stored, spec)
+    was = json.loads(row.data)
+    if was["data_hash"] != manifest.data_hash:
+        refused.append(
+            f"data: {was['source']} ({was['data_hash'][:12]}) -> {manifest.source} ({manifest.data_hash[:12]})"
+        )
+    if refused:
+        raise InputError(
+            f"study {name!r} exists and differs: {'; '.join(refused)}. "
+            f"Use --name NEW for a new study, or `tuner delete --study {name} --yes`"
+        )
+    if row.package_version != version("tuner"):
+        log.warning("study %s was begun with tuner %s, this is %s", name, row.package_version, version("tuner"))
+        store.set_package_version(row.id, version("tuner"))
+    return Study(database, row, stored, Search(database, stored, name))
+
+
+def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
+    """Run a study to its total of ended trials.
+
+    Returns:
+        The study at the end, and the exit code: 0 the total is reached or the time is up, 130 interrupted.
+
+    Raises:
+        InputError, StorageError: refused, nothing was written.
+        RunFailed: the run cannot go on; what was done is kept.
+    """
+    devices = choose_devices(options.devices, options.workers)
+    spec, trainer = read_spec(options)
+    database = Database(options.storage)
+    try:
+        manifest = trainer.load(data_spec(spec, trainer, options), frozenset()).manifest
+        study = open_study(spec, manifest, options, database)
+        return _run(study, manifest, devices, options, observer)
+    finally:
+        database.close()
+
+
+def _run(
+    study: Study, manifest: Manifest, devices: Sequence[str], options: RunOptions, observer: Observer
+) -> tuple[StudySummary, int]:
+    observer.say(f"data: {manifest.source}")
+    if study.spec.sampler.name in IGNORES_CONSTRAINTS:
+        observer.say(
+            f"sampler {study.spec.sampler.name}: ignores the constraint while searching; the best is still feasible"
+        )
+    trials = study.recover()
+    n_failed = sum(trial.state == "failed" for trial in trials)
+    row = study.store.get_study(study.id)
+    wanted = options.n_trials or study.spec.n_trials
+    if wanted < row.n_trials:
+        observer.say(
+            f"n-trials: the study's total is {row.n_trials} already and is never lowered (asked for {wanted})"
+        )
+    study.store.start_study(study.id, wanted, n_failed if options.retry_failed else 0)
+    total = study.store.get_study(study.id).total
+    n_ended = sum(trial.ended for trial in trials)
+    started = time.monotonic()
+    code = 0
+    if n_ended >= total:
+        observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
+    else:
+        observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(devices)}")
+        code = _Crew(study, devices, options, observer, started).see_through()
+    study.recover()
+    summary = summarize(study)
+    write_results(summary, options, time.monotonic() - started)
+    return summary, code
+
+
+def write_results(summary: StudySummary, options: RunOptions, wall_s: float) -> Path:
+    """results.json of the study, replaced whole."""
+    folder = Path(options.runs) / summary.name
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"results.json.{os.getpid()}"
+    temporary.write_text(json.dumps({**as_json(summary), "wall_s": wall_s}, indent=2) + "\n")
+    os.replace(temporary, folder / "results.json")
+    return folder / "results.json"
+
+
+class _Crew:
+    """The worker processes of one run."""
+
+    def __init__(
+        self, study: Study, devices: Sequence[str], options: RunOptions, observer: Observer, started: float
+    ) -> None:
+        self._study = study
+        self._options = options
+        self._observer = observer
+        self._started = started
+        self._devices = dict(enumerate(devices))
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._interrupts = 0
+        self._barren_deaths = 0
+        self._n_measured = -1
+        self._last_shown = 0.0
+        self._logs = Path(options.runs) / study.name / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+
+    def see_through(self) -> int:
+        """Start the workers and wait for the total, the timeout, an interrupt or a fault."""
+        previous = {
+            number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            for slot in self._devices:
+                self._start(slot)
+            self._watch()
+        finally:
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return 130 if self._interrupts else 0
+
+    def _interrupt(self, _number: int, _frame: object) -> None:
+        self._interrupts += 1
+
+    def _start(self, slot: int) -> None:
+        options, device = self._options, self._devices[slot]
+        data_path = options.data if options.data is not None else self._study.spec.data.get("path", "data")
+        worker = WorkerOptions(
+            study=self._study.name, device=device, runs=str(Path(options.runs).absolute()),
+            data_path=str(Path(data_path)), data_path_given=options.data is not None,
+            cache=str(options.cache.absolute()), renew_every_s=options.renew_every_s, grace_s=options.grace_s,
+        )  # fmt: skip
+        environment = {
+            **os.environ,
+            "TUNER_STORAGE": self._study.database.url.render_as_string(hide_password=False),
+            **({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if device == "cpu" else {}),
+        }
+        with (self._logs / f"worker-{slot}.log").open("ab") as log_file:
+            # Its own session: Ctrl-C reaches the coordinator alone, which then asks the workers to stop.
+            self._processes[slot] = subprocess.Popen(
+                arguments(worker), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def _watch(self) -> None:
+        stopping = refused = False
+        reason: str | None = None
+        while self._processes:
+            ended = self._reap()
+            for slot, process in ended:
+                told = _ending(process)
+                if process.returncode == 0:
+                    continue
+                if told and told["reason"]:
+                    reason = reason or told["reason"]
+                    refused = process.returncode == 2
+                elif self._died(slot, process) and not stopping and reason is None:
+                    self._start(slot)
+                    continue
+                else:
+                    reason, refused = (
+                        reason or f"worker processes keep dying (exit {process.returncode}); see {self._logs}",
+                        False,
+                    )
+            timed_out = (
+                self._options.timeout_s is not None
+                and time.monotonic() - self._started > self._options.timeout_s
+            )
+            if (self._interrupts or timed_out or reason) and not stopping:
+                stopping = True
+                word = "interrupted" if self._interrupts else "time is up" if timed_out else "stopping"
+                self._observer.say(f"{word}: workers stop at their next measurement (again to stop at once)")
+                for process in self._processes.values():
+                    process.stdin.close()  # type: ignore[union-attr]
+            if self._interrupts > 1:
+                return
+            self._show()
+            time.sleep(POLL_S)
+        if reason is not None:
+            raise InputError(reason) if refused else RunFailed(reason)
+
+    def _reap(self) -> list[tuple[int, subprocess.Popen[bytes]]]:
+        ended = [(slot, process) for slot, process in self._processes.items() if process.poll() is not None]
+        for slot, _ in ended:
+            del self._processes[slot]
+        return ended
+
+    def _died(self, slot: int, process: subprocess.Popen[bytes]) -> bool:
+        """Note a death without a word; True when a new worker may take its place."""
+        log.warning("worker died: action=worker_died slot=%d exit=%d", slot, process.returncode)
+        self._study.recover(crashed=True)
+        n_measured = self._study.store.count_measurements(self._study.id)
+        self._barren_deaths = self._barren_deaths + 1 if n_measured == self._n_measured else 1
+        self._n_measured = n_measured
+        return self._barren_deaths < MAX_BARREN_DEATHS
+
+    def _show(self) -> None:
+        if time.monotonic() - self._last_shown < 1.0:
+            return
+        self._last_shown = time.monotonic()
+        try:
+            self._observer.show(summarize(self._study), self._started)
+        except DatabaseUnavailable as error:
+            log.warning("progress not read: %s", error)
+
+
+def _ending(process: subprocess.Popen[bytes]) -> Mapping[str, Any] | None:
+    """The last line a worker printed; None when it died without one."""
+    output = process.stdout.read() if process.stdout else b""
+    lines = output.decode(errors="replace").strip().splitlines()
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except json.JSONDecodeError:
+        return None

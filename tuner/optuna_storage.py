@@ -1,0 +1,110 @@
+"""Optuna's storage on our terms: SQLite safe for several processes, transient errors tried again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages._rdb import models as rdb_models
+from sqlalchemy import orm
+from sqlalchemy.exc import SQLAlchemyError
+
+from storage.database import Database, DatabaseUnavailable, StorageError, is_transient, retry
+
+T = TypeVar("T")
+
+_RETRIED = (
+    "create_new_study", "delete_study", "set_study_user_attr", "set_study_system_attr", "get_study_id_from_name",
+    "get_study_name_from_id", "get_study_directions", "get_study_user_attrs", "get_study_system_attrs",
+    "get_all_studies", "_create_new_trial", "_set_trial_param", "set_trial_state_values",
+    "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr", "get_trial", "_get_trials",
+    "get_all_trials", "get_trial_id_from_study_id_trial_number", "get_best_trial", "_get_best_trial_id",
+    "get_trial_system_attrs", "get_trial_user_attrs",
+)  # fmt: skip
+
+
+class RetryingStorage(optuna.storages.RDBStorage):
+    """`RDBStorage` that outlives short database outages.
+
+    Each method is tried again on transient errors for `patience_s` seconds, then raises DatabaseUnavailable. A
+    change of state whose answer was lost is found done at the second try and counts as success.
+    """
+
+    def __init__(self, database: Database, patience_s: float = 60.0) -> None:
+        # RDBStorage.__init__ connects before an engine can be prepared for SQLite, so its few attributes are set
+        # here, on the one engine that this process has.
+        self.database = database
+        self.patience_s = patience_s
+        self.url = database.url.render_as_string(hide_password=False)
+        self.engine_kwargs = {}
+        self.skip_compatibility_check = True
+        self.heartbeat_interval = None
+        self.grace_period = None
+        self.heartbeat_stale_trial_callback = None
+        self.failed_trial_callback = None
+        self.engine = database.engine
+        self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=self.engine))
+
+    def create_schema(self) -> None:
+        """Make Optuna's tables where there are none, else check their version. Process-safe.
+
+        Raises:
+            StorageError: they are of another version than this Optuna.
+        """
+        self.database.make_folder()
+        with self.database.exclusive("schema"):
+            if not self.has_schema():
+                rdb_models.BaseModel.metadata.create_all(self.engine)
+            self.check_schema()
+
+    def has_schema(self) -> bool:
+        if not self.database.exists():
+            return False
+        with self.database.transaction() as connection:
+            return sa.inspect(connection).has_table("version_info")
+
+    def check_schema(self) -> None:
+        """Raises StorageError when Optuna's tables are of another version than this Optuna."""
+        # Optuna's own check nests two connections, which BEGIN IMMEDIATE forbids: it gets a plain engine.
+        plain = optuna.storages.RDBStorage(self.url, skip_table_creation=True, skip_compatibility_check=True)
+        try:
+            expected, got = plain.get_head_version(), plain.get_current_version()
+        finally:
+            plain.engine.dispose()
+        if got != expected:
+            raise StorageError(
+                f"storage: {self.database!r}: expected Optuna schema {expected}, got {got}; stop every worker, "
+                "back up, run `optuna storage upgrade`, or use another --storage"
+            )
+
+
+def _retrying(method: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(method)
+    def wrapper(self: RetryingStorage, *args: Any, **kwargs: Any) -> T:
+        tries = 0
+
+        def call() -> T:
+            nonlocal tries
+            tries += 1
+            try:
+                return method(self, *args, **kwargs)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                if tries > 1 and method.__name__ == "set_trial_state_values":
+                    return True  # type: ignore[return-value]
+                raise
+            except optuna.exceptions.StorageInternalError as error:
+                cause = error.__cause__
+                if isinstance(cause, SQLAlchemyError) and is_transient(cause):
+                    raise DatabaseUnavailable(f"storage: {str(cause).splitlines()[0]}") from cause
+                raise StorageError(f"storage: {str(cause or error).splitlines()[0]}") from error
+
+        return retry(call, self.patience_s, method.__name__)
+
+    return wrapper
+
+
+for _name in _RETRIED:
+    setattr(RetryingStorage, _name, _retrying(getattr(optuna.storages.RDBStorage, _name)))

@@ -1,0 +1,303 @@
+"""One Optuna study as the rest of the tuner sees it: ask, suggest, report, prune, tell.
+
+Sampler and pruner are rebuilt from the specification in every process; Optuna does not store them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from storage.database import Database
+from tuner.optuna_storage import RetryingStorage
+from tuner.space import Dimension
+from tuner.spec import Objective, PrunerSpec, SamplerSpec, Spec
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+CONSTRAINT = "violation"
+# These samplers rank by the objective alone; the feasible best is still chosen among all trials.
+IGNORES_CONSTRAINTS = frozenset({"random", "qmc", "cmaes"})
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as Optuna stores it. `state` is one of complete, pruned, failed, running, waiting."""
+
+    number: int
+    state: str
+    value: float | None
+    params: Mapping[str, Any]
+    started_at: float | None
+    ended_at: float | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def create_optuna_schema(database: Database) -> None:
+    """Make Optuna's tables once, or check their version. Process-safe; raises StorageError."""
+    RetryingStorage(database).create_schema()
+
+
+def delete_study(database: Database, name: str) -> None:
+    optuna.delete_study(study_name=name, storage=RetryingStorage(database))
+
+
+class Search:
+    """The Optuna side of one study.
+
+    The sampler's seed is SeedSequence(study seed, trial number, parameter), so what a trial is offered depends on
+    the trials before it and on nothing else: with one worker a study is reproducible, also when killed and resumed.
+    The first trial of every arm gets the default config.
+
+    Args:
+        spec: the study's specification.
+        name: the study's name in the database; it exists already unless `create`.
+    """
+
+    def __init__(self, database: Database, spec: Spec, name: str, create: bool = False) -> None:
+        self.arms = tuple(spec.arms)
+        self.objective = spec.objective
+        self.storage = RetryingStorage(database)
+        self._sampler = _SeededSampler(spec.sampler, spec.seed, len(self.arms))
+        if create:
+            self.study = optuna.create_study(
+                study_name=name, storage=self.storage, sampler=self._sampler, pruner=optuna.pruners.NopPruner(),
+                direction=spec.objective.direction, load_if_exists=True,
+            )  # fmt: skip
+        else:
+            self.study = optuna.load_study(
+                study_name=name, storage=self.storage, sampler=self._sampler, pruner=optuna.pruners.NopPruner()
+            )
+        self._pruner = build_pruner(spec.pruner)
+        self._views: dict[str, _ArmStorage] = {}
+        self._arm_studies: dict[str, optuna.Study] = {}
+
+    def arm_of(self, number: int) -> str:
+        return self.arms[number % len(self.arms)]
+
+    def is_default(self, number: int) -> bool:
+        """Whether this trial runs its arm's default config; such a trial is never pruned."""
+        return number < len(self.arms)
+
+    def trials(self) -> list[TrialRow]:
+        """Every trial, by number."""
+        return [
+            TrialRow(
+                trial.number, _STATES[trial.state], trial.values[0] if trial.values else None, trial.params,
+                _epoch_seconds(trial.datetime_start), _epoch_seconds(trial.datetime_complete),
+            )
+            for trial in self._frozen()
+        ]  # fmt: skip
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def ask(self) -> optuna.Trial:
+        """A queued trial if there is one, else a new one. The caller holds the study's lock."""
+        return self.study.ask()
+
+    def requeue(self, number: int) -> None:
+        """Put a RUNNING trial back in the queue under its own number, with all that it holds."""
+        self._set_state(number, TrialState.WAITING)
+
+    def fail(self, number: int) -> None:
+        """End a trial that nobody holds as failed."""
+        self._set_state(number, TrialState.FAIL)
+
+    def _set_state(self, number: int, state: TrialState) -> None:
+        trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        self.study._storage.set_trial_state_values(trial_id, state)
+
+    def suggest(self, trial: optuna.Trial, dimension: Dimension, default: Any) -> Any:
+        """The value of one dimension: the stored one if the trial was asked before."""
+        self._sampler.defaults[dimension.path] = default
+        if dimension.kind == "categorical":
+            return trial.suggest_categorical(dimension.path, dimension.choices)
+        if dimension.kind == "int":
+            step = 1 if dimension.step is None else int(dimension.step)
+            return trial.suggest_int(
+                dimension.path, int(dimension.low), int(dimension.high), step=step, log=dimension.log
+            )
+        return trial.suggest_float(
+            dimension.path, dimension.low, dimension.high, step=dimension.step, log=dimension.log
+        )
+
+    def report(self, trial: optuna.Trial, step: int, value: float) -> None:
+        """Store one intermediate value; a step that is there already is left alone."""
+        if step not in trial._cached_frozen_trial.intermediate_values:
+            trial.report(value, step)
+
+    def should_prune(self, trial: optuna.Trial, n_ended: int) -> bool:
+        """Whether the pruner gives up on the trial, compared with its arm's completed trials alone.
+
+        `n_ended` is the number of ended runs in the study: completed trials are read again only when it changes.
+        """
+        if self._pruner is None or self.is_default(trial.number):
+            return False
+        arm = self.arm_of(trial.number)
+        if arm not in self._arm_studies:
+            index = self.arms.index(arm)
+            self._views[arm] = _ArmStorage(self.study._storage, index, len(self.arms))
+            self._arm_studies[arm] = optuna.Study(self.study.study_name, self._views[arm], pruner=self._pruner)
+        self._views[arm].expect(n_ended)
+        return self._pruner.prune(self._arm_studies[arm], trial._get_latest_trial())
+
+    def end(self, trial: optuna.Trial, state: str, value: float | None, violation: float | None) -> None:
+        """Tell Optuna the outcome: complete, pruned or failed. The constraint is set once, just before.
+
+        Infeasible trials are ranked by the objective, not by their violation: given the raw violation TPE was no
+        better than random search wherever the target was out of reach.
+        """
+        trial_id = trial._trial_id
+        if violation is not None and value is not None:
+            attributes = self.study._storage.get_trial_system_attrs(trial_id)
+            if not any(key.startswith("constraints") for key in attributes):
+                trial.set_constraint(CONSTRAINT, ranked_violation(violation, value, self.objective))
+        told = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
+        self.study.tell(
+            trial, value if told == TrialState.COMPLETE else None, state=told, skip_if_finished=True
+        )
+
+
+def ranked_violation(violation: float, value: float, objective: Objective) -> float:
+    """What Optuna is given as constraint: <= 0 iff feasible; larger the worse the objective where infeasible."""
+    if violation <= 0:
+        return violation
+    return 1.0 + abs(objective.upper - value)
+
+
+def build_pruner(spec: PrunerSpec) -> optuna.pruners.BasePruner | None:
+    """The pruner named by the specification; None for `none`."""
+    median = optuna.pruners.MedianPruner(
+        n_startup_trials=spec.min_completed, n_warmup_steps=spec.warmup_steps, n_min_trials=spec.min_completed
+    )
+    if spec.name == "median":
+        return median
+    if spec.name == "patient":
+        return optuna.pruners.PatientPruner(median, patience=spec.patience)
+    if spec.name == "hyperband":
+        return optuna.pruners.HyperbandPruner(
+            min_resource=max(1, spec.warmup_steps), max_resource=spec.max_steps
+        )
+    if spec.name == "successive_halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, spec.warmup_steps))
+    return None
+
+
+def _build_sampler(spec: SamplerSpec, seed: int) -> optuna.samplers.BaseSampler:
+    if spec.name == "tpe":
+        return optuna.samplers.TPESampler(n_startup_trials=spec.n_startup_trials, seed=seed)
+    if spec.name == "gp":
+        return optuna.samplers.GPSampler(n_startup_trials=spec.n_startup_trials, seed=seed)
+    if spec.name == "qmc":
+        return optuna.samplers.QMCSampler(
+            seed=seed, warn_asynchronous_seeding=False, warn_independent_sampling=False
+        )
+    if spec.name == "cmaes":
+        return optuna.samplers.CmaEsSampler(
+            n_startup_trials=spec.n_startup_trials, seed=seed, warn_independent_sampling=False
+        )
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+class _SeededSampler(optuna.samplers.BaseSampler):
+    """Delegates to a fresh sampler seeded by (study seed, trial number[, parameter])."""
+
+    def __init__(self, spec: SamplerSpec, seed: int, n_arms: int) -> None:
+        self._spec = spec
+        self._seed = seed
+        self._n_arms = n_arms
+        self._inner = _build_sampler(spec, seed)
+        self.defaults: dict[str, Any] = {}
+
+    def _seeded(self, *key: int) -> optuna.samplers.BaseSampler:
+        # A quasi-random sequence is one sequence: its members share the seed and differ by their index.
+        if self._spec.name == "qmc":
+            return _build_sampler(self._spec, self._seed)
+        entropy = np.random.SeedSequence([self._seed, *key])
+        return _build_sampler(self._spec, int(entropy.generate_state(1)[0]))
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.defaults = {}
+        self._inner = self._seeded(trial.number)
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        if trial.number < self._n_arms:
+            return {}
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        if trial.number < self._n_arms:
+            return self.defaults[param_name]
+        # Own seed per parameter: a trial killed between two suggestions goes on with the same values.
+        sampler = self._seeded(trial.number, *param_name.encode())
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+
+class _ArmStorage:
+    """A storage that shows one arm's trials; completed ones are read again only when more runs have ended.
+
+    Optuna's pruners read all trials at every call; here that would be most of the database traffic of a step.
+    """
+
+    def __init__(self, storage: Any, index: int, n_arms: int) -> None:
+        self._storage = storage
+        self._index = index
+        self._n_arms = n_arms
+        self._n_ended = -1
+        self._stale = True
+        self._completed: list[FrozenTrial] = []
+
+    def expect(self, n_ended: int) -> None:
+        if n_ended != self._n_ended:
+            self._n_ended = n_ended
+            self._stale = True
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        if states == (TrialState.COMPLETE,) and not deepcopy:
+            if self._stale:
+                self._completed = self._arm_trials(study_id, states)
+                self._stale = False
+            return self._completed
+        return self._arm_trials(study_id, states)
+
+    def _arm_trials(self, study_id: int, states: Any) -> list[FrozenTrial]:
+        trials = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
+        return [trial for trial in trials if trial.number % self._n_arms == self._index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+def _epoch_seconds(moment: Any) -> float | None:
+    return moment.timestamp() if moment is not None else None

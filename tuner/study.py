@@ -1,0 +1,205 @@
+"""One study in service: who may work on which trial, and what became of it.
+
+Optuna's table and ours are kept in step under the study's lock; a crash between any two writes is repaired by the
+next `recover`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storage.database import Database, StorageError
+from storage.leases import GRACE_S
+from storage.runs import Fenced, MeasurementRow, RunRow, Store, StudyRow
+from tuner.optuna_study import Search, TrialRow
+from tuner.spec import Objective, Spec
+
+log = logging.getLogger("tuner")
+
+# A trial that kills its worker this often without one new checkpoint ends as failed.
+MAX_BARREN_CRASHES = 3
+
+
+class TooManyFailures(Exception):
+    """Several trials failed in a row; the message names the newest reason."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's right to one trial: valid while `attempt` is the run's current one."""
+
+    number: int
+    attempt: int
+    arm: str
+    trial: Any  # Optuna's live trial, for Search alone
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best step of a run, from its stored measurements. `violation` <= 0 iff feasible."""
+
+    step: int
+    value: float
+    violation: float
+
+    @property
+    def feasible(self) -> bool:
+        return self.violation <= 0
+
+
+def outcome_of(rows: Sequence[MeasurementRow], spec: Spec) -> Outcome | None:
+    """The step with the best objective (the first of equals); None where nothing was measured."""
+    if not rows:
+        return None
+    best = best_row(rows, spec.objective)
+    return Outcome(best.step, best.metrics[spec.objective.metric], best.metrics[violation_metric(spec)])
+
+
+def best_row(rows: Sequence[MeasurementRow], objective: Objective) -> MeasurementRow:
+    sign = 1.0 if objective.direction == "maximize" else -1.0
+    return max(rows, key=lambda row: (sign * row.metrics[objective.metric], -row.step))
+
+
+def violation_metric(spec: Spec) -> str:
+    return f"valid/{spec.decision.task}/violation"
+
+
+class Study:
+    """A study opened for work: its row, its specification, Optuna's side and ours."""
+
+    def __init__(self, database: Database, row: StudyRow, spec: Spec, search: Search) -> None:
+        self.database = database
+        self.store = Store(database)
+        self.id = row.id
+        self.name = row.name
+        self.spec = spec
+        self.search = search
+
+    @classmethod
+    def open(cls, database: Database, name: str) -> Study:
+        """Raises StorageError when there is no such study."""
+        row = Store(database).find_study(name)
+        if row is None:
+            raise StorageError(f"storage: study {name!r} is not in {database!r}; `tuner studies` lists what is")
+        spec = Spec.from_json(row.spec)
+        return cls(database, row, spec, Search(database, spec, name))
+
+    def lock(self) -> Any:
+        return self.database.exclusive(f"study:{self.id}")
+
+    # --- work ------------------------------------------------------------------------------------------------
+
+    def claim(self, worker_id: int, judge_others: bool = False, grace_s: float = GRACE_S) -> Claim | None:
+        """Take a trial: one that was interrupted, else a new one while the total is not reached.
+
+        Returns:
+            None when every trial of the total has ended or is held by a living worker.
+
+        Raises:
+            TooManyFailures: the newest trials of this run of the study all failed.
+
+        Guarantees:
+            Over all workers and restarts the study never has more trials than its total.
+        """
+        with self.lock():
+            trials = self.recover(judge_others, grace_s)
+            row = self.store.get_study(self.id)
+            self._check_failures(row)
+            if len(trials) >= row.total and not any(trial.state == "waiting" for trial in trials):
+                return None
+            trial = self.search.ask()
+            arm = self.search.arm_of(trial.number)
+            attempt = self.store.claim(self.id, trial.number, arm, worker_id)
+        if attempt == 1:
+            trial.set_user_attr("arm", arm)
+        return Claim(trial.number, attempt, arm, trial)
+
+    def recover(
+        self, judge_others: bool = False, grace_s: float = GRACE_S, crashed: bool = False
+    ) -> list[TrialRow]:
+        """Bring both tables in step and put every trial without a living owner back in the queue.
+
+        Args:
+            judge_others: leases of other hosts may be judged by their age.
+            crashed: the lost owners died while we lived on: their attempts count as crashes.
+
+        Returns:
+            All trials, as they are now.
+        """
+        with self.lock():
+            trials = self.search.trials()
+            runs = {run.number: run for run in self.store.runs(self.id, open_only=True)}
+            for trial in trials:
+                if trial.ended and trial.number in runs:
+                    self._end_row(runs[trial.number], trial.state)
+            if not any(trial.state == "running" for trial in trials):
+                return trials
+            held = self.store.held_runs(self.id, judge_others, grace_s)
+            orphans = [trial for trial in trials if trial.state == "running" and trial.number not in held]
+            for trial in orphans:
+                self._requeue(trial.number, runs.get(trial.number), "crashed" if crashed else "lost")
+            return self.search.trials() if orphans else trials
+
+    def _requeue(self, number: int, run: RunRow | None, outcome: str) -> None:
+        log.warning("trial re-queued: action=requeue study=%s trial=%d reason=%s", self.name, number, outcome)
+        if run is not None:
+            self.store.release(self.id, number, run.attempt, outcome)
+            crashes = self.store.barren_crashes(self.id, number)
+            if crashes >= MAX_BARREN_CRASHES:
+                failure = f"its worker process died {crashes} times in a row without a new checkpoint"
+                self.search.fail(number)
+                self.store.end_run(self.id, number, run.attempt, "failed", failure)
+                return
+        self.search.requeue(number)
+
+    def _end_row(self, run: RunRow, state: str) -> None:
+        rows = self.store.measurements(self.id, [run.number])[run.number]
+        outcome = outcome_of(rows, self.spec)
+        best_step = outcome.step if outcome and state != "failed" else None
+        self.store.end_run(self.id, run.number, run.attempt, state, best_step=best_step)
+
+    def _check_failures(self, row: StudyRow) -> None:
+        """Failures in a row, counted since the newest `tuner run` began."""
+        limit = self.spec.max_failures_in_a_row
+        newest = self.store.newest_ended(self.id, row.started_at, limit)
+        if len(newest) == limit and all(failure for _, failure in newest):
+            number, failure = newest[0]
+            raise TooManyFailures(
+                f"study {self.name}: {limit} trials failed in a row, the newest (trial {number}): {failure}"
+            )
+
+    def stop(self, claim: Claim) -> None:
+        """Put the trial back in the queue, in order: any worker may go on from its checkpoint."""
+        with self.lock():
+            self._require(claim)
+            self.search.requeue(claim.number)
+            self.store.release(self.id, claim.number, claim.attempt, "stopped")
+
+    def end(self, claim: Claim, state: str, failure: str | None = None) -> Outcome | None:
+        """The trial has ended: complete, pruned or failed. Value and constraint come from the stored rows.
+
+        Raises:
+            Fenced: another worker owns the trial by now; nothing was told.
+        """
+        rows = self.store.measurements(self.id, [claim.number])[claim.number]
+        outcome = outcome_of(rows, self.spec) if state != "failed" else None
+        with self.lock():
+            self._require(claim)
+            value = outcome.value if outcome else None
+            self.search.end(claim.trial, state, value, outcome.violation if outcome else None)
+            self.store.end_run(
+                self.id, claim.number, claim.attempt, state, failure, outcome.step if outcome else None
+            )
+        return outcome
+
+    def _require(self, claim: Claim) -> None:
+        if not self.store.is_current(self.id, claim.number, claim.attempt):
+            raise Fenced(f"trial {claim.number}: attempt {claim.attempt} is no longer the current one")
+
+    def is_done(self) -> bool:
+        """Whether every trial of the total has ended."""
+        total = self.store.get_study(self.id).total
+        return sum(trial.ended for trial in self.search.trials()) >= total
