@@ -276,7 +276,11 @@ def load(data: DataSpec, roles: frozenset[Role]) -> GiftDataset:
     """
     from models.gift.origin import find_origin  # the readers it knows import this module's types
 
-    origin = find_origin(data)
+    return open_roles(data, find_origin(data), roles)
+
+
+def open_roles(data: DataSpec, origin: Origin, roles: frozenset[Role]) -> GiftDataset:
+    """As `load`, of data identified before."""
     folder = prepare(data, origin, roles, usable=roles)
     statistics = read_statistics(folder)
     refuse_unusable(statistics["roles"], roles)
