@@ -44,7 +44,6 @@ class ToyConfig(FrozenModel):
     violation: float = -0.1
     fault: str | None = None
     fault_step: int = 1
-    padding: dict[str, float] = {}
 
 
 class ToyData(FrozenModel):

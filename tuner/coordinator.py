@@ -270,7 +270,7 @@ class _Crew:
         environment = {
             **os.environ,
             "TUNER_STORAGE": self._study.database.url.render_as_string(hide_password=False),
-            **({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if device == "cpu" else {}),
+            **(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") if device == "cpu" else {}),
         }
         with (self._logs / f"worker-{slot}.log").open("ab") as log_file:
             # Its own session: Ctrl-C reaches the coordinator alone, which then asks the workers to stop.

@@ -24,7 +24,7 @@ import models
 from models.trainer import SEARCH_ROLES, DataSpec, DiskError, InputError, Measurement, Run
 from storage.database import Database, DatabaseUnavailable, StorageError, retry
 from storage.leases import GRACE_S, RENEW_EVERY_S, LeaseThread, ProcessIdentity
-from storage.runs import Fenced, MeasurementRow, Store
+from storage.runs import Fenced, MeasurementRow
 from tuner.study import Claim, Study, TooManyFailures, violation_metric
 
 log = logging.getLogger("tuner")
