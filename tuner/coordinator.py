@@ -199,23 +199,26 @@ def _run(
     n_ended = sum(trial.ended for trial in trials)
     started = time.monotonic()
     code = 0
+    spent: Mapping[str, float] = {}
     if n_ended >= total:
         observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
     else:
         observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(devices)}")
-        code = _Crew(study, devices, options, observer, started).see_through()
+        crew = _Crew(study, devices, options, observer, started)
+        code = crew.see_through()
+        spent = {**crew.time_s, "wall_s": time.monotonic() - started}
     study.recover()
     summary = summarize(study)
-    write_results(summary, options, time.monotonic() - started)
+    write_results(summary, options, spent)
     return summary, code
 
 
-def write_results(summary: StudySummary, options: RunOptions, wall_s: float) -> Path:
-    """results.json of the study, replaced whole."""
+def write_results(summary: StudySummary, options: RunOptions, spent: Mapping[str, float]) -> Path:
+    """results.json of the study, replaced whole; `spent` is the time of this run of it."""
     folder = Path(options.runs) / summary.name
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"results.json.{os.getpid()}"
-    temporary.write_text(json.dumps({**as_json(summary), "wall_s": wall_s}, indent=2) + "\n")
+    temporary.write_text(json.dumps({**as_json(summary), "this_run": dict(spent)}, indent=2) + "\n")
     os.replace(temporary, folder / "results.json")
     return folder / "results.json"
 
@@ -235,7 +238,8 @@ class _Crew:
         self._interrupts = 0
         self._barren_deaths = 0
         self._n_measured = -1
-        self._last_shown = 0.0
+        self._next_show = 0.0
+        self.time_s = {"serve_s": 0.0, "fit_s": 0.0}  # over all workers that ended in order
         self._logs = Path(options.runs) / study.name / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
 
@@ -286,7 +290,8 @@ class _Crew:
             ended = self._reap()
             for slot, process in ended:
                 told = _ending(process)
-                if process.returncode == 0:
+                if process.returncode == 0 and told:
+                    self.time_s = {key: self.time_s[key] + told[key] for key in self.time_s}
                     continue
                 if told and told["reason"]:
                     reason = reason or told["reason"]
@@ -332,13 +337,15 @@ class _Crew:
         return self._barren_deaths < MAX_BARREN_DEATHS
 
     def _show(self) -> None:
-        if time.monotonic() - self._last_shown < 1.0:
+        begun = time.monotonic()
+        if begun < self._next_show:
             return
-        self._last_shown = time.monotonic()
         try:
             self._observer.show(summarize(self._study), self._started)
         except DatabaseUnavailable as error:
             log.warning("progress not read: %s", error)
+        # A large study takes long to read: never spend more than a twentieth of a core on looking.
+        self._next_show = begun + max(1.0, 20 * (time.monotonic() - begun))
 
 
 def _ending(process: subprocess.Popen[bytes]) -> Mapping[str, Any] | None:

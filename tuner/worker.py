@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,6 +113,7 @@ class Worker:
         self.options = options
         self.stop = stop
         self.steady = steady
+        self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
 
     def serve(self) -> None:
         """Take trials until every trial of the study's total has ended, or `stop` is set.
@@ -171,7 +172,7 @@ class Worker:
             reporter.resume()
             measurements = self.trainer.fit(config, self.data, run)
             try:
-                for measurement in measurements:
+                for measurement in self._timed(measurements):
                     if self._reported(reporter, claim, measurement):
                         return "pruned"
                     if self.stop.is_set():
@@ -188,6 +189,17 @@ class Worker:
             log.error("trial failed: action=fail trial=%d\n%s", claim.number, traceback.format_exc())
             self._patiently(reporter.flush, "measurements")
             return "failed", reason_of(error)
+
+    def _timed(self, measurements: Iterator[Measurement]) -> Iterator[Measurement]:
+        while True:
+            started = time.monotonic()
+            try:
+                measurement = next(measurements, None)
+            finally:
+                self.fit_s += time.monotonic() - started
+            if measurement is None:
+                return
+            yield measurement
 
     def _reported(self, reporter: _Reporter, claim: Claim, measurement: Measurement) -> bool:
         """Record one measurement; True when the pruner gives the trial up."""
@@ -310,8 +322,15 @@ def _stop_on_signals(stop: threading.Event) -> None:
     threading.Thread(target=watch_parent, name="parent", daemon=True).start()
 
 
-def serve(options: WorkerOptions, url: str, stop: threading.Event) -> None:
-    """Open study, data and lease, then work. Raises what Worker.serve raises, and InputError."""
+def serve(options: WorkerOptions, url: str, stop: threading.Event) -> dict[str, float]:
+    """Open study, data and lease, then work.
+
+    Returns:
+        `serve_s`, the time from the first claim to the end, and `fit_s`, the part of it inside the trainer.
+
+    Raises:
+        InputError, and what Worker.serve raises.
+    """
     database = Database(url)
     try:
         study = Study.open(database, options.study)
@@ -326,8 +345,12 @@ def serve(options: WorkerOptions, url: str, stop: threading.Event) -> None:
             )
         worker_id = study.store.register_worker(study.id, ProcessIdentity.current(), options.device)
         with LeaseThread(lambda: study.store.renew(worker_id), options.renew_every_s) as lease:
-            Worker(study, trainer, data, worker_id, options, stop, lambda: lease.steady).serve()
+            worker = Worker(study, trainer, data, worker_id, options, stop, lambda: lease.steady)
+            started = time.monotonic()
+            worker.serve()
+            serve_s = time.monotonic() - started
         study.store.end_worker(worker_id)
+        return {"serve_s": serve_s, "fit_s": worker.fit_s}
     finally:
         database.close()
 
@@ -343,15 +366,13 @@ def main() -> int:
     options = WorkerOptions(**json.loads(sys.argv[1]))
     ending: dict[str, Any] = {"reason": None}
     code = 0
-    started = time.monotonic()
     try:
-        serve(options, os.environ["TUNER_STORAGE"], stop)
+        ending |= serve(options, os.environ["TUNER_STORAGE"], stop)
     except TooManyFailures as error:
         ending["reason"], code = str(error), FAILED_EXIT
     except (InputError, StorageError, DiskError) as error:
         ending["reason"], code = str(error), REFUSED_EXIT
         log.error("worker stops: action=refused %s", error)
-    ending["wall_s"] = time.monotonic() - started
     print(json.dumps(ending), flush=True)
     return code
 
