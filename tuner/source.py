@@ -62,7 +62,9 @@ class Source:
             where = f"--set {key}"
             return f"{where}: {problem.message}" if key == path else f"{where}: {path}: {problem.message}"
         line = next((self.lines[p] for p in _ancestors(path) if p in self.lines), None)
+        line = line if path else self.lines.get("")
         where = self.file if line is None else f"{self.file}:{line}"
+        where += f" (with --set {below[0]})" if below else ""
         return f"{where}: {path}: {problem.message}" if path else f"{where}: {problem.message}"
 
 
@@ -163,7 +165,7 @@ def read_tree(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         builder.lines = {"": mark.line + 1} if mark else {}
-        builder.problems = [Problem("", f"not valid YAML: {getattr(error, 'problem', None) or error}")]
+        builder.problems = [Problem("", _syntax_fault(error))]
         tree = {}
     if not isinstance(tree, dict):
         got = "an empty file" if tree is None else type(tree).__name__
@@ -174,6 +176,11 @@ def read_tree(
     for override in overrides:
         _apply(tree, override, builder, keys)
     return tree, Source(label, builder.lines, tuple(keys)), builder.problems
+
+
+def _syntax_fault(error: yaml.YAMLError) -> str:
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return f"not valid YAML: {' '.join(str(reason).split())}"
 
 
 def _apply(tree: dict[str, Any], override: str, builder: _Builder, keys: list[str]) -> None:
@@ -188,8 +195,7 @@ def _apply(tree: dict[str, Any], override: str, builder: _Builder, keys: list[st
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or error
-        builder.problems.append(Problem(key, f"not valid YAML: {problem} (got {text!r})"))
+        builder.problems.append(Problem(key, f"{_syntax_fault(error)} (got {text!r})"))
         return
     value = None if node is None else inner.build(node, key)
     builder.problems.extend(inner.problems)
@@ -300,7 +306,8 @@ def _data_path(loc: tuple[int | str, ...], tree: Any) -> list[str]:
 def _message(detail: Mapping[str, Any], model: type[BaseModel], parts: list[str]) -> str:
     kind = detail["type"]
     got = show(detail["input"])
-    context = {**detail.get("ctx", {}), "input": got}
+    limits = {k: f"{v:.15g}" if isinstance(v, float) else v for k, v in detail.get("ctx", {}).items()}
+    context = {**limits, "input": got}
     if kind == "extra_forbidden":
         return expected_one_of(parts[-1], _fields_at(model, parts[:-1]), "unknown key: ")
     if kind in _MESSAGES:

@@ -221,9 +221,7 @@ def _default_problem(dimension: Dimension, tree: Mapping[str, Any]) -> str:
     if dimension.kind == "categorical":
         return expected_one_of(default, dimension.choices, "the config's default: ")
     grid = f" in steps of {dimension.step}" if dimension.step is not None else ""
-    return (
-        f"expected the config's default inside {dimension.low} to {dimension.high}{grid}, got {show(default)}"
-    )
+    return f"expected the config's default inside {dimension.low} to {dimension.high}{grid}, got {show(default)}"
 
 
 def _condition_problems(
@@ -239,9 +237,7 @@ def _condition_problems(
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 yield Problem(where, f"expected a place of the config, got {path!r}{hint}")
         elif on.kind == "float":
-            yield Problem(
-                where, f"expected a whole number or choices as condition, got {path}, a range of numbers"
-            )
+            yield Problem(where, f"expected a whole number or choices as condition, got {path}, a range of numbers")
         else:
             for value in values:
                 set_by_an_arm = any(same(find(tree, path), value) for tree in configs)
@@ -357,9 +353,7 @@ def _parse_when(path: str, when: Any, faults: list[Problem]) -> dict[str, tuple[
         target = key if "." in key or not parent else f"{parent}.{key}"
         listed = values if isinstance(values, list) else [values]
         if not listed or not all(isinstance(value, Scalar) for value in listed):
-            faults.append(
-                Problem(f"{where}.{key}", f"expected a value or a list of values, got {show(values)}")
-            )
+            faults.append(Problem(f"{where}.{key}", f"expected a value or a list of values, got {show(values)}"))
         conditions[target] = tuple(listed)
     return dict(sorted(conditions.items()))
 

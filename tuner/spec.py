@@ -287,7 +287,7 @@ def _objective_problems(objective: Objective, decision: Decision) -> Iterator[Pr
         yield Problem("objective.metric", message)
         return
     if name not in names:
-        yield Problem("objective.metric", expected_one_of(name, names, f"unknown metric: "))
+        yield Problem("objective.metric", expected_one_of(name, names, "unknown metric: "))
         return
     better = "maximize" if name in _MAXIMISED else "minimize"
     if objective.direction != better:
@@ -338,9 +338,7 @@ def _arm_problems(parts: _Parts, arm: str, trainer: Trainer, data: Any) -> Itera
                     continue
                 told.add(problem)
                 at = "" if problem.path == f"config.{dimension.path}" else f"{problem.path}: "
-                yield Problem(
-                    f"space.{dimension.path}", f"{name} {show(value)} is refused: {at}{problem.message}"
-                )
+                yield Problem(f"space.{dimension.path}", f"{name} {show(value)} is refused: {at}{problem.message}")
 
 
 def _meet(dimension: Dimension, by_path: Mapping[str, Dimension], tree: dict[str, Any]) -> None:
