@@ -1,0 +1,263 @@
+"""Training of the multi-task gift model: epochs over tensors that live on the device.
+
+Everything random comes from `run.seed`: the initial weights from one derived seed, each epoch's batch order
+and dropout from another. So an epoch depends on nothing but the checkpoint before it, and a resumed run
+equals an uninterrupted one without any generator's state being stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from models import checkpoint as checkpoints
+from models.calibration import FocalInverse
+from models.gift.balancing import gradient_matrix, make_balancing
+from models.gift.data import GiftDataset, Task
+from models.gift.losses import loss_order
+from models.gift.measures import EpochSums, Validation
+from models.gift.network import MultiTaskMLP
+from models.gift.tensors import RoleTensors, on_device
+from models.gift.trainer import GiftConfig, TaskConfig
+from models.trainer import InputError, Measurement, Predictions, Role, Run
+
+COMPARED_STEPS = 100  # the tasks' gradients are compared at one of so many steps, and once in a shorter epoch
+_VALID_CHUNK = 16384  # rows of one validation forward; scores are equal to the bit only for equal chunks
+
+
+def initial_bias(config: TaskConfig, base_rate: float) -> float:
+    """Logit that a binary task's constant model outputs at its optimum.
+
+    For BCE the logit of the base rate; for focal loss the logit whose calibrated probability is the base
+    rate, so that the first epochs are not spent on the intercept.
+    """
+    wanted = float(np.log(base_rate) - np.log1p(-base_rate))
+    if config.loss == "bce":
+        return wanted
+    inverse = FocalInverse(config.alpha, config.gamma)
+    low, high = -200.0, 200.0
+    while high - low > 1e-6:  # the inverse is strictly increasing
+        middle = (low + high) / 2.0
+        above = inverse.logits(torch.tensor(middle)).item() > wanted
+        low, high = (low, middle) if above else (middle, high)
+    return (low + high) / 2.0
+
+
+def batch_sizes(n_rows: int, batch_size: int) -> list[int]:
+    """Sizes of an epoch's batches, all rows once. A last batch of one row, of which batch norm has no
+    variance, joins the batch before it."""
+    sizes = [batch_size] * (n_rows // batch_size)
+    rest = n_rows % batch_size
+    if rest == 1 and sizes:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
+def _seed(seed: int, *key: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _make_network(config: GiftConfig, data: GiftDataset, tasks: Sequence[Task], seed: int) -> MultiTaskMLP:
+    bias = [
+        initial_bias(config.tasks[t.name], data.base_rate[t.name]) if t.kind == "binary" else 0.0 for t in tasks
+    ]
+    n_numeric = len(data.numeric_names)
+    return MultiTaskMLP(config.network, n_numeric, data.cardinalities, bias, data.quantiles, seed)
+
+
+def _trained_tasks(config: GiftConfig, data: GiftDataset) -> list[Task]:
+    """The configuration's tasks in the order of the network's heads."""
+    tasks = [task for task in data.tasks if task.name in config.tasks]
+    if len(tasks) != len(config.tasks):
+        unknown = ", ".join(sorted(set(config.tasks) - {t.name for t in tasks}))
+        raise InputError(f"config.tasks: expected tasks of data.tasks, got {unknown}")
+    return [tasks[k] for k in loss_order([config.tasks[t.name].loss for t in tasks])]
+
+
+@torch.inference_mode()
+def _outputs(network: MultiTaskMLP, rows: RoleTensors) -> Tensor:
+    """Outputs [N, K] in evaluation mode."""
+    network.eval()
+    pairs = zip(rows.numeric.split(_VALID_CHUNK), rows.codes.split(_VALID_CHUNK), strict=True)
+    return torch.cat([network(numeric, codes) for numeric, codes in pairs])
+
+
+class _Training:
+    """One run of `fit`: network, optimiser and everything a checkpoint holds."""
+
+    def __init__(self, config: GiftConfig, data: GiftDataset, run: Run) -> None:
+        self.config, self.run, self.device = config, run, torch.device(run.device)
+        tasks = _trained_tasks(config, data)
+        self.names, self.order = [t.name for t in tasks], [t.name for t in data.tasks if t.name in config.tasks]
+        if run.decision.task not in self.names:
+            raise InputError(f"decision.task: expected a trained task, got {run.decision.task!r}")
+        self.train = on_device(data, "train", self.device)
+        every = [t.name for t in data.tasks]
+        self.targets = self.train.targets[:, [every.index(n) for n in self.names]]
+        self.validation = Validation(config, data, tasks, run)
+        self.network = _make_network(config, data, tasks, _seed(run.seed, 0)).to(self.device)
+        self.loss = self.validation.loss
+        weights = torch.tensor([config.tasks[n].weight for n in self.names], device=self.device)
+        self.balancing = make_balancing(config.balancing, weights)
+        optimizer = config.optimizer
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=True
+        )
+        training = config.training
+        self.scheduler = ReduceLROnPlateau(
+            self.optimizer, "max", training.lr_factor, training.lr_patience, threshold=0.0
+        )
+        self.generator = torch.Generator(self.device)
+        self.network.set_generator(self.generator)
+        self.next_epoch, self.elapsed_s = 0, 0.0
+        self.best_step, self.best_value = -1, -1.0
+
+    @property
+    def finished(self) -> bool:
+        """The budget or the patience is used up."""
+        training = self.config.training
+        waited = self.next_epoch - 1 - self.best_step
+        return self.next_epoch >= training.max_epochs or (self.next_epoch > 0 and waited >= training.patience)
+
+    def epoch(self) -> Measurement:
+        """Train and validate one epoch; on return its checkpoint is durable."""
+        start = time.monotonic()
+        step, task = self.next_epoch, self.run.decision.task
+        metrics = {"train/lr": float(self.optimizer.param_groups[0]["lr"])} | self._train()
+        outputs = _outputs(self.network, self.validation.rows)
+        if not bool(outputs.isfinite().all()):
+            raise FloatingPointError(f"epoch {step}: an output is not finite on valid; lower optimizer.lr")
+        metrics |= self.validation.measure(outputs)
+        value = metrics[f"valid/{task}/pr_auc"]
+        is_best = value > self.best_value
+        if is_best:
+            self.best_step, self.best_value = step, value
+        self.scheduler.step(value)
+        self.next_epoch += 1
+        measurement = Measurement(step, metrics, self.elapsed_s + time.monotonic() - start)
+        best = None
+        if is_best:
+            best = self._weights() | {"valid_logits": outputs[:, self.names.index(task)]}
+        checkpoints.save(self.run, step, self._tensors(), self._state(), measurement, best)
+        self.elapsed_s += time.monotonic() - start
+        return measurement
+
+    def _train(self) -> dict[str, float]:
+        seed = _seed(self.run.seed, 1, self.next_epoch)
+        self.generator.manual_seed(seed)
+        self.network.train()
+        n_rows = len(self.targets)
+        order = torch.randperm(n_rows, generator=self.generator, device=self.device)
+        sums = EpochSums(len(self.names), self.device)
+        batches = order.split(batch_sizes(n_rows, self.config.optimizer.batch_size))
+        compared = min(len(batches), COMPARED_STEPS) // 2
+        for step, rows in enumerate(batches):
+            self._step(rows, sums, step % COMPARED_STEPS == compared, seed ^ step)
+        self.balancing.end_epoch()
+        return sums.metrics(self.names, self.order)
+
+    def _step(self, rows: Tensor, sums: EpochSums, is_compared: bool, seed: int) -> None:
+        train, network = self.train, self.network
+        features = network.features(train.numeric.index_select(0, rows), train.codes.index_select(0, rows))
+        losses, present = self.loss(network.heads(features), self.targets.index_select(0, rows))
+        gradients = gradient_matrix(losses, network.last_shared) if is_compared else None
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            weights = self.balancing.backward(losses, present, features, network, seed)
+        except (ValueError, torch.linalg.LinAlgError) as error:  # an aggregator met gradients it cannot use
+            if bool(losses.isfinite().all()):
+                raise
+            message = f"epoch {self.next_epoch}: a training loss is not finite; lower optimizer.lr"
+            raise FloatingPointError(message) from error
+        self.optimizer.step()
+        sums.add(losses, present, weights)
+        if gradients is not None:
+            sums.compare(gradients, weights)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"network/{name}": value for name, value in self.network.state_dict().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = self._weights()
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{name}/{key}"] = value
+        return tensors | {f"balancing/{name}": value for name, value in self.balancing.tensors().items()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "seed": self.run.seed,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "plateau": {name: getattr(self.scheduler, name) for name in _PLATEAU},
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+        }
+
+    def restore(self, found: checkpoints.Checkpoint) -> None:
+        """Continue after a checkpoint. Raises InputError where it belongs to another configuration or seed."""
+        state, tensors = found.state, found.tensors
+        expected = {"config": self.config.model_dump(mode="json"), "seed": self.run.seed}
+        for name, value in expected.items():
+            if state[name] != value:
+                raise InputError(
+                    f"{found.path}: expected a checkpoint of this {name}, got one of another; remove it"
+                )
+        self.network.load_state_dict(_below("network/", tensors))
+        for name, parameter in self.network.named_parameters():
+            saved = _below(f"optimizer/{name}/", tensors)
+            self.optimizer.state[parameter] = {k: v.to(self.device, copy=True) for k, v in saved.items()}
+        self.balancing.load(_below("balancing/", tensors))
+        self.optimizer.param_groups[0]["lr"] = state["lr"]
+        for name, value in state["plateau"].items():
+            setattr(self.scheduler, name, value)
+        self.next_epoch, self.elapsed_s = found.step + 1, found.measurement.elapsed_s
+        self.best_step, self.best_value = state["best_step"], state["best_value"]
+
+
+_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement]:
+    """See `GiftTrainer.fit`."""
+    training = _Training(config, data, run)
+    found = checkpoints.latest(run)
+    if found is not None:
+        training.restore(found)
+        measurement, found = found.measurement, None
+        yield measurement
+    while not training.finished:
+        yield training.epoch()
+
+
+def predict(checkpoint: Path, data: GiftDataset, role: Role, device: str) -> Predictions:
+    """See `GiftTrainer.predict`."""
+    found = checkpoints.load(checkpoint)
+    config = GiftConfig.model_validate(found.state["config"])
+    tasks = _trained_tasks(config, data)
+    network = _make_network(config, data, tasks, seed=0).to(device)
+    network.load_state_dict(_below("network/", found.load_best()))
+    outputs = _outputs(network, on_device(data, role, torch.device(device))).cpu().numpy()
+    scores = {}
+    for k, task in enumerate(tasks):
+        scores[task.name] = np.ascontiguousarray(outputs[:, k])
+        if task.kind == "regression":
+            value = outputs[:, k].astype(np.float64) * (data.target_std[task.name] or 1.0)
+            value += data.target_mean[task.name]
+            value = np.expm1(np.clip(value, 0.0, 80.0)) if task.transform == "log1p" else value
+            scores[task.name] = value.astype(np.float32)
+    order = [t.name for t in data.tasks if t.name in scores]
+    return Predictions({name: scores[name] for name in order})

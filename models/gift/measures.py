@@ -1,0 +1,128 @@
+"""What an epoch of the gift trainer is measured by: losses, shares and cosines of its steps, ranks on valid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.calibration import FocalInverse
+from models.decision import decide
+from models.gift.data import GiftDataset, Task
+from models.gift.losses import MultiTaskLoss
+from models.gift.tensors import on_device
+from models.gift.trainer import GiftConfig
+from models.metrics import Ranking, Truth, read
+from models.trainer import Run
+
+
+class EpochSums:
+    """Sums over an epoch's steps, kept on the device and read once."""
+
+    def __init__(self, n_tasks: int, device: torch.device) -> None:
+        self.steps = torch.zeros(4, n_tasks, device=device)  # loss, batches with rows, weighted loss, weight
+        self.shares = torch.zeros(n_tasks, device=device)
+        self.cosines = torch.zeros(2, n_tasks, n_tasks, device=device)  # sum, count
+        self.n_steps = self.n_compared = 0
+
+    def add(self, losses: Tensor, present: Tensor, weights: Tensor) -> None:
+        losses = losses.detach()
+        self.steps += torch.stack([losses, present.to(losses.dtype), losses * weights, weights])
+        self.n_steps += 1
+
+    def compare(self, gradients: Tensor, weights: Tensor) -> None:
+        """Take in the tasks' gradients [K, P] with respect to the last shared layer, before weighting."""
+        norms = gradients.norm(dim=1)
+        tiny = torch.finfo(norms.dtype).tiny
+        directions = gradients / norms.clamp(min=tiny).unsqueeze(1)
+        alive = (norms > 0).to(norms.dtype)
+        self.cosines += torch.stack([directions @ directions.T, torch.outer(alive, alive)])
+        weighted = norms * weights
+        self.shares += weighted / weighted.sum().clamp(min=tiny)
+        self.n_compared += 1
+
+    def metrics(self, names: Sequence[str], order: Sequence[str]) -> dict[str, float]:
+        """What the epoch is measured by, for tasks `names` (as the columns), pairs in the order of `order`."""
+        loss, count, weighted, weight = self.steps.double().cpu().numpy()
+        for name, value in zip(names, loss, strict=True):
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"train/{name}/loss: expected a finite number, got {value}; lower optimizer.lr"
+                )
+        shares = (self.shares.double() / self.n_compared).cpu().numpy()
+        (cosine, pairs), found = self.cosines.double().cpu().numpy(), {}
+        for k, name in enumerate(names):
+            if count[k]:
+                found[f"train/{name}/loss"] = loss[k] / count[k]
+            found[f"train/{name}/weight"] = weight[k] / self.n_steps
+            if weighted.sum() > 0:
+                found[f"train/{name}/loss_share"] = weighted[k] / weighted.sum()
+            found[f"train/{name}/gradient_share"] = shares[k]
+        for i, a in enumerate(order):
+            for b in order[i + 1 :]:
+                j, k = names.index(a), names.index(b)
+                if pairs[j, k]:
+                    found[f"train/cosine/{a}/{b}"] = cosine[j, k] / pairs[j, k]
+        return {name: float(value) for name, value in found.items()}
+
+
+class Validation:
+    """The valid role of the trained tasks: its truth is built once, its metrics every epoch."""
+
+    def __init__(self, config: GiftConfig, data: GiftDataset, tasks: Sequence[Task], run: Run) -> None:
+        device = torch.device(run.device)
+        self.rows = on_device(data, "valid", device)
+        self.tasks, self.decision = tasks, run.decision
+        names = [task.name for task in data.tasks]
+        columns = [names.index(task.name) for task in tasks]
+        self.targets = self.rows.targets[:, columns]
+        self.loss = MultiTaskLoss([config.tasks[t.name] for t in tasks], device)
+        self.std = {t.name: data.target_std[t.name] for t in tasks if t.kind == "regression"}
+        self.truths: dict[str, tuple[Truth, Tensor | None]] = {}
+        self.inverses = {
+            t.name: FocalInverse(config.tasks[t.name].alpha, config.tasks[t.name].gamma)
+            for t in tasks
+            if config.tasks[t.name].loss == "focal"
+        }
+        for task in tasks:
+            if task.kind == "binary":
+                self.truths[task.name] = self._truth(data.tasks, names.index(task.name))
+
+    def _truth(self, tasks: Sequence[Task], column: int) -> tuple[Truth, Tensor | None]:
+        """Truth of a binary task and the rows that have its label (None for all). Money is the first
+        regression task conditional on it, where no amount is negative."""
+        labels, name = self.rows.labels[:, column], tasks[column].name
+        known = None if not bool(labels.isnan().any()) else (~labels.isnan()).nonzero().flatten()
+        money = next((k for k, t in enumerate(tasks) if t.conditional_on == name), None)
+        amounts = None
+        if money is not None:
+            amounts = torch.where(labels == 1, self.rows.labels[:, money], 0.0).nan_to_num(nan=0.0)
+            amounts = None if bool((amounts < 0).any()) else amounts
+        if known is not None:
+            labels = labels[known]
+            amounts = None if amounts is None else amounts[known]
+        return Truth.of(labels, amounts, name=f"valid/{name}"), known
+
+    def measure(self, outputs: Tensor) -> dict[str, float]:
+        """All metrics of one epoch from the outputs [N, K]."""
+        losses, present = self.loss(outputs, self.targets)
+        pending, found, chosen = {}, {}, {}
+        for k, task in enumerate(self.tasks):
+            prefix = f"valid/{task.name}"
+            pending[f"{prefix}/loss"] = torch.where(present[k], losses[k], -1.0)
+            if task.kind == "binary":
+                truth, known = self.truths[task.name]
+                ranking = Ranking.of(outputs[:, k] if known is None else outputs[known, k], truth)
+                ranked = ranking.metrics(self.inverses.get(task.name))
+                pending |= {f"{prefix}/{name}": value for name, value in ranked.items()}
+                if task.name == self.decision.task:
+                    chosen = {f"{prefix}/{n}": v for n, v in decide(ranking, self.decision).items()}
+            else:
+                error = (outputs[:, k] - self.targets[:, k]).nan_to_num(nan=0.0)
+                mean = error.square().sum() / (~self.targets[:, k].isnan()).sum().clamp(min=1)
+                pending[f"{prefix}/rmse"] = torch.where(present[k], mean.sqrt() * self.std[task.name], -1.0)
+        found = read(pending)
+        # a loss is never negative: -1 stands for a task without a row in valid
+        return {n: v for n, v in found.items() if v >= 0 or not n.endswith(("/loss", "/rmse"))} | chosen

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.gift.balancing import GradNorm, gradient_matrix, make_balancing
+from models.gift.losses import MultiTaskLoss
+from models.gift.network import MultiTaskMLP
+from models.gift.trainer import BalancingConfig, NetworkConfig, TaskConfig
+
+METHODS = ["fixed", "gradnorm", "pcgrad", "aligned_mtl"]
+TASKS = [TaskConfig(loss="mse"), TaskConfig(loss="bce"), TaskConfig(loss="focal")]
+WEIGHTS = torch.tensor([0.5, 0.2, 0.3])
+
+
+def setting(n: int = 128, batch_norm: bool = True):
+    """A small network and a batch whose first two tasks pull in opposite directions."""
+    config = NetworkConfig(width=16, depth=2, dropout=0.0, batch_norm=batch_norm, head_width=4, embedding_dim=3)
+    net = MultiTaskMLP(config, 4, (3,), [0.0, -1.0, -1.0], None, seed=4)
+    rng = np.random.default_rng(1)
+    numeric = torch.from_numpy(rng.normal(size=(n, 4)).astype(np.float32))
+    codes = torch.from_numpy(rng.integers(0, 3, (n, 1)).astype(np.int32))
+    with torch.no_grad():  # both read one unit of the tower with the same sign, but want opposite things of it
+        net.head_hidden.weight.view(3, 4, -1)[1] = net.head_hidden.weight.view(3, 4, -1)[0]
+        net.head_hidden.bias.view(3, 4)[:2] = 0.5
+        net.head_weight[:2] = 0.5
+    signal = numeric[:, 0]
+    targets = torch.stack([3 * signal, (signal < 0).float(), (numeric[:, 1] > 1).float()], 1)
+    return net, numeric, codes, targets
+
+
+def gradients(method: str, net, numeric, codes, targets, seed: int = 0) -> dict[str, torch.Tensor]:
+    net.zero_grad(set_to_none=True)
+    features = net.features(numeric, codes)
+    losses, present = MultiTaskLoss(TASKS, "cpu")(net.heads(features), targets)
+    balancing = make_balancing(BalancingConfig(method=method), WEIGHTS.clone())
+    balancing.end_epoch()
+    balancing.backward(losses, present, features, net, seed)
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+def task_gradients(net, numeric, codes, targets) -> torch.Tensor:
+    """Each task's gradient of all shared parameters, one row a task, by plain autograd."""
+    losses, _ = MultiTaskLoss(TASKS, "cpu")(net(numeric, codes), targets)
+    shared = net.shared_parameters()
+    grads = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in grads])
+
+
+def flat(net, grads) -> torch.Tensor:
+    shared = {id(p) for p in net.shared_parameters()}
+    return torch.cat([grads[n].flatten() for n, p in net.named_parameters() if id(p) in shared])
+
+
+def test_fixed_is_the_gradient_of_the_weighted_sum():
+    net, *batch = setting()
+    torch.testing.assert_close(flat(net, gradients("fixed", net, *batch)), WEIGHTS @ task_gradients(net, *batch))
+
+
+def test_every_method_changes_the_update():
+    net, *batch = setting()
+    updates = {m: flat(net, gradients(m, net, *batch)) for m in METHODS}
+    for a in ("fixed", "pcgrad", "aligned_mtl"):
+        for b in ("pcgrad", "aligned_mtl"):
+            if a != b:
+                cosine = torch.cosine_similarity(updates[a], updates[b], dim=0)
+                assert cosine < 0.999, (a, b)
+
+
+def pcgrad_reference(matrix: torch.Tensor, order: list[list[int]]) -> torch.Tensor:
+    """Algorithm 1 of the paper, on the gradients themselves."""
+    rows = []
+    for i, others in enumerate(order):
+        g = matrix[i].clone()
+        for j in others:
+            if j != i and g @ matrix[j] < 0:
+                g -= (g @ matrix[j]) / (matrix[j] @ matrix[j]) * matrix[j]
+        rows.append(g)
+    return torch.stack(rows).sum(0)
+
+
+def test_pcgrad_is_the_papers_algorithm_on_weighted_gradients():
+    net, *batch = setting()
+    matrix = WEIGHTS[:, None] * task_gradients(net, *batch)
+    torch.default_generator.manual_seed(7)
+    order = [torch.randperm(3).tolist() for _ in range(3)]
+    expected = pcgrad_reference(matrix, order)
+    got = flat(net, gradients("pcgrad", net, *batch, seed=7))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pcgrad_leaves_no_conflict_between_two_tasks():
+    net, numeric, codes, targets = setting()
+    targets[:, 2] = float("nan")
+    matrix = task_gradients(net, numeric, codes, targets)
+    assert torch.cosine_similarity(matrix[0], matrix[1], dim=0) < -0.1
+    update = flat(net, gradients("pcgrad", net, numeric, codes, targets))
+    assert (matrix[:2] @ update >= -1e-6 * matrix[:2].norm(dim=1) * update.norm()).all()
+
+
+def test_aligned_mtl_gives_the_gradients_equal_singular_values():
+    net, *batch = setting()
+    matrix = task_gradients(net, *batch).double()
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    expected = values[-1] * WEIGHTS.double() @ (left @ right)
+    got = flat(net, gradients("aligned_mtl", net, *batch)).double()
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "aligned_mtl"])
+def test_heads_get_their_own_tasks_gradient(method):
+    net, *batch = setting()
+    got = gradients(method, net, *batch)
+    losses, _ = MultiTaskLoss(TASKS, "cpu")(net(*batch[:2]), batch[2])
+    scale = WEIGHTS if method == "pcgrad" else torch.ones(3)
+    names = ["head_hidden.weight", "head_hidden.bias", "head_weight", "head_bias"]
+    expected = torch.autograd.grad((losses * scale).sum(), net.head_parameters())
+    for name, gradient in zip(names, expected, strict=True):
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_task_without_rows_adds_nothing(method, batch_norm):
+    net, numeric, codes, targets = setting(batch_norm=batch_norm)
+    targets[:, 2] = float("nan")
+    grads = gradients(method, net, numeric, codes, targets)
+    assert all(torch.isfinite(g).all() for g in grads.values())
+    assert (grads["head_weight"][2] == 0).all()
+    assert grads["head_bias"][2] == 0
+    assert (grads["head_weight"][:2].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "aligned_mtl"])
+def test_update_depends_on_the_seed_and_not_on_the_global_generator(method):
+    net, *batch = setting()
+    torch.manual_seed(1)
+    first = flat(net, gradients(method, net, *batch, seed=3))
+    before = torch.default_generator.get_state()
+    second = flat(net, gradients(method, net, *batch, seed=3))
+    assert torch.equal(first, second)
+    assert torch.equal(before, torch.default_generator.get_state())
+
+
+def test_gradient_matrix_equals_single_gradients():
+    net, numeric, codes, targets = setting()
+    losses, _ = MultiTaskLoss(TASKS, "cpu")(net(numeric, codes), targets)
+    matrix = gradient_matrix(losses, net.last_shared)
+    for k in range(3):
+        single = torch.autograd.grad(losses[k], net.last_shared, retain_graph=True)[0]
+        assert torch.equal(matrix[k], single.flatten())
+
+
+def started(weights: list[float], alpha: float, initial: list[float] | None = None) -> GradNorm:
+    balancing = GradNorm(torch.tensor(weights), alpha)
+    balancing.state["initial_sum"] += torch.tensor(initial or [1.0] * len(weights))
+    balancing.state["initial_count"] += 1
+    balancing.end_epoch()
+    return balancing
+
+
+ALL = torch.tensor([True, True, True])
+
+
+def test_gradnorm_keeps_the_sum_and_stays_positive():
+    balancing = started([0.3, 0.2, 3.0], alpha=1.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        norms = torch.tensor([1000.0, 1.0, 0.001]) * torch.rand(3, generator=generator)
+        balancing.update(torch.rand(3, generator=generator), norms, ALL)
+        assert balancing.weights.sum().item() == pytest.approx(3.5, rel=1e-5)
+        assert (balancing.weights > 0).all()
+    assert balancing.weights[2] > 10 * balancing.weights[0]
+
+
+def test_gradnorm_keeps_equal_tasks_equal():
+    balancing = started([1.0, 1.0, 1.0], alpha=1.5)
+    for i in range(100):
+        balancing.update(torch.full((3,), 1.0 / (i + 1)), torch.full((3,), 5.0 / (i + 1)), ALL)
+    torch.testing.assert_close(balancing.weights, torch.ones(3))
+
+
+def test_gradnorm_equalises_the_norms_at_alpha_zero():
+    balancing = started([1.0, 1.0, 1.0], alpha=0.0)
+    norms = torch.tensor([4.0, 1.0, 2.0])
+    for _ in range(2000):
+        balancing.update(torch.tensor([0.1, 0.9, 0.5]), norms, ALL)
+    weighted = balancing.weights * norms
+    torch.testing.assert_close(weighted / weighted.mean(), torch.ones(3), rtol=0.12, atol=0.0)
+
+
+def test_gradnorm_alpha_favours_the_slow_task():
+    slow_first = torch.tensor([0.9, 0.1, 0.1])  # of the initial loss 1
+    shares = []
+    for alpha in (0.0, 0.5, 1.5):
+        balancing = started([1.0, 1.0, 1.0], alpha=alpha)
+        for _ in range(1000):
+            balancing.update(slow_first, torch.ones(3), ALL)
+        shares.append(balancing.weights[0].item())
+    assert shares[0] == pytest.approx(1.0, abs=0.1)
+    assert shares[0] < shares[1] < shares[2]
+
+
+def test_gradnorm_carries_the_norm_of_a_task_without_rows():
+    seen, carried = (started([1.0, 1.0, 1.0], alpha=1.0) for _ in range(2))
+    losses, norms = torch.tensor([0.5, 0.6, 0.7]), torch.tensor([1.0, 2.0, 3.0])
+    for balancing in (seen, carried):
+        balancing.update(losses, norms, ALL)
+    seen.update(losses, norms, ALL)
+    carried.update(
+        losses * torch.tensor([1, 1, 0]), norms * torch.tensor([1, 1, 0]), torch.tensor([True, True, False])
+    )
+    assert torch.equal(seen.weights, carried.weights)
+
+
+def test_gradnorm_averages_the_initial_losses_over_the_first_epoch():
+    net, numeric, codes, targets = setting()
+    balancing = GradNorm(WEIGHTS, alpha=1.0)
+    seen = []
+    for rows in (slice(0, 40), slice(40, 80), slice(80, 128)):
+        batch_targets = targets[rows].clone()
+        if rows.start == 40:
+            batch_targets[:, 2] = float("nan")
+        features = net.features(numeric[rows], codes[rows])
+        losses, present = MultiTaskLoss(TASKS, "cpu")(net.heads(features), batch_targets)
+        balancing.backward(losses, present, features, net, 0)
+        seen.append(losses.detach())
+    balancing.end_epoch()
+    assert torch.equal(balancing.weights, WEIGHTS)  # the first epoch trains with the given weights
+    mean = balancing.state["initial_sum"] / balancing.state["initial_count"]
+    torch.testing.assert_close(mean[:2], torch.stack(seen)[:, :2].mean(0))
+    torch.testing.assert_close(mean[2], (seen[0][2] + seen[2][2]) / 2)
+
+
+def test_gradnorm_weights_give_no_gradient_to_the_model():
+    net, *batch = setting()
+    torch.testing.assert_close(
+        flat(net, gradients("gradnorm", net, *batch)), flat(net, gradients("fixed", net, *batch))
+    )
+
+
+def test_gradnorm_state_survives_a_checkpoint():
+    first = started([1.0, 2.0, 3.0], alpha=0.7)
+    rng = np.random.default_rng(0)
+    steps = [torch.from_numpy(rng.random((2, 3)).astype(np.float32)) for _ in range(20)]
+    for losses, norms in steps[:10]:
+        first.update(losses, norms, ALL)
+    second = GradNorm(torch.tensor([1.0, 2.0, 3.0]), alpha=0.7)
+    second.load({name: t.clone() for name, t in first.tensors().items()})
+    for losses, norms in steps[10:]:
+        first.update(losses, norms, ALL)
+        second.update(losses, norms, ALL)
+    assert torch.equal(first.weights, second.weights)
+
+
+class Toy(nn.Module):
+    """The toy of Chen et al. 2018, section 4: tasks tanh((B + E_i) x) times a scale each, one common trunk."""
+
+    def __init__(self, scales: torch.Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        n = 30
+        common = torch.randn(10, n, generator=generator) * 10**0.5
+        own = torch.randn(len(scales), 10, n, generator=generator) * 3.5**0.5
+        self.maps, self.scales = (common + own) / n**0.5, scales
+        self.trunk = nn.Sequential(nn.Linear(n, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU())
+        self.tops = nn.ModuleList([nn.Linear(60, 10) for _ in scales])
+
+    @property
+    def last_shared(self) -> nn.Parameter:
+        return self.trunk[2].weight
+
+    def losses(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.trunk(x)
+        targets = torch.tanh(torch.einsum("kon,bn->kbo", self.maps, x)) * self.scales[:, None, None]
+        outputs = torch.stack([top(features) for top in self.tops])
+        return ((outputs - targets) ** 2).mean((1, 2))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradnorm_balances_the_papers_toy(seed):
+    scales = torch.tensor([1.0, 10.0])
+    results = {}
+    for method in ("fixed", "gradnorm"):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            toy = Toy(scales, generator)
+        weights = torch.ones(2)
+        balancing = make_balancing(BalancingConfig(method=method, alpha=0.12), weights)
+        optimizer = torch.optim.Adam(toy.parameters(), lr=2e-3)
+        for step in range(500):
+            optimizer.zero_grad()
+            losses = toy.losses(torch.randn(100, 30, generator=generator))
+            balancing.backward(losses, torch.tensor([True, True]), losses, toy, step)
+            optimizer.step()
+            if step == 10:
+                balancing.end_epoch()
+        with torch.no_grad():
+            results[method] = toy.losses(torch.randn(2000, 30, generator=generator)) / scales**2
+        if method == "gradnorm":
+            assert balancing.weights[1] < 0.3 < 1.7 < balancing.weights[0]
+    assert results["gradnorm"][0] < 0.8 * results["fixed"][0]  # the small task is no longer drowned
+    assert results["gradnorm"].sum() < results["fixed"].sum()
