@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -74,9 +74,20 @@ class SmallSplit(FrozenModel):
     train: float = Field(gt=0, lt=1)
 
 
+class Csv(FrozenModel):
+    kind: Literal["csv"]
+    separator: str = ","
+
+
+class Parquet(FrozenModel):
+    kind: Literal["parquet"]
+    columns: int = 1
+
+
 class SmallData(FrozenModel):
     path: Path
     split: SmallSplit
+    reader: Annotated[Csv | Parquet, Field(discriminator="kind")] = Csv(kind="csv")
     columns: tuple[str, ...] = ()
 
 
@@ -90,6 +101,9 @@ class SmallTrainer:
         problems = []
         if decision.task not in config.tasks:
             problems.append(Problem("decision.task", f"{decision.task!r} is not trained"))
+        for name, task in config.tasks.items():
+            if task.loss == "focal" and task.alpha is not None and task.alpha > 0.995:
+                problems.append(Problem(f"config.tasks.{name}.alpha", "too much for focal"))
         if len(config.tasks) == 1 and config.width > 512:
             problems.append(Problem("config.width", f"one task needs no {config.width}"))
         return problems
@@ -343,7 +357,7 @@ def test_scalars_are_those_of_yaml_1_2(small: Path):
         (
             "{path: somewhere",
             "{pth: somewhere",
-            ":3: data.pth: unknown key: expected one of columns, path, split, got 'pth'",
+            ":3: data.pth: unknown key: expected one of columns, path, reader, split, got",
         ),
         # arms
         (
@@ -406,6 +420,36 @@ def test_a_fault_is_told_at_its_line(small: Path, old: str, new: str, expected: 
     written(small, (old, new))
     told = faults()
     assert any(fault.startswith("configs/small.yaml" + expected) for fault in told), told
+
+
+@pytest.mark.parametrize(
+    ("reader", "expected"),
+    [
+        ("{kind: csv, separator: [1]}", "data.reader.separator: expected text, got [1]"),
+        ("{kind: cvs}", "data.reader: expected 'csv', 'parquet', got 'cvs'"),
+        (
+            "{kind: csv, seperator: x}",
+            "data.reader.seperator: unknown key: expected one of columns, kind, separator, got 'seperator'; "
+            "did you mean 'separator'?",
+        ),
+    ],
+)
+def test_a_fault_below_a_choice_of_models_is_told_at_its_place(small: Path, reader: str, expected: str):
+    written(small, ("path: somewhere", f"path: somewhere, reader: {reader}"))
+    assert faults() == [f"configs/small.yaml:3: {expected}"]
+
+
+def test_the_ends_of_a_conditional_dimension_are_tried_where_it_counts(small: Path):
+    """By default the loss is bce, to which alpha says nothing."""
+    written(small, ("loss: focal, alpha: 0.25", "loss: bce, alpha: 0.25"), ("high: 0.99", "high: 0.999"))
+    assert faults() == ["configs/small.yaml:20: space.tasks.gift.alpha: high 0.999 is refused: too much for focal"]
+
+
+def test_a_grid_between_whole_ends_is_tried_inside(small: Path):
+    written(small, ("{low: 16, high: 128}", "{low: 16.0, high: 128.0, step: 0.5}"))
+    assert faults() == [
+        "configs/small.yaml:27: space.width: low + step 16.5 is refused: expected a whole number, got 16.5"
+    ]
 
 
 def test_every_fault_is_told_at_once(small: Path):
