@@ -33,7 +33,15 @@ INTEGERS = {
     "room": ("live_id", "start_timestamp"),
 }
 _MAY_BE_MISSING = ("watch_live_time", "start_timestamp")  # the sentinel or an empty cell
-_NOT_NEGATIVE = ("timestamp", "gift_price", *_MAY_BE_MISSING)
+_UNIX_MS = (946_684_800_000, 4_102_444_800_000, "Unix milliseconds of the years 2000 to 2099")
+_AMOUNT = (0, 10**12, "an integer >= 0")
+_RANGES = {  # column -> lowest, below, in words
+    "timestamp": _UNIX_MS,
+    "start_timestamp": _UNIX_MS,
+    "watch_live_time": _AMOUNT,
+    "gift_price": _AMOUNT,
+}
+_ANY_INTEGER = (-(2**63), 2**63, "an integer")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, StopIteration)
 _OTHER_NAMES = {  # the official preprocessing and home page use these
@@ -165,14 +173,12 @@ def _read_parquet(path: Path, columns: _Columns) -> pa.Table:
 
 def _first_bad_row(column: pa.ChunkedArray, name: str) -> int | None:
     """The first row, from 0, with a value that `name` cannot have."""
-    may_be_missing = name in _MAY_BE_MISSING
-    bad = pc.is_null(column) if not may_be_missing else None
-    if name in _NOT_NEGATIVE:
-        negative = pc.fill_null(pc.less(column, 0), False)
-        if may_be_missing:
-            bad = pc.and_(negative, pc.fill_null(pc.not_equal(column, SENTINEL), False))
-        else:
-            bad = pc.or_(bad, negative)
+    bad = pc.is_null(column)
+    if name in _RANGES:
+        low, below, _ = _RANGES[name]
+        bad = pc.or_kleene(bad, pc.or_(pc.less(column, low), pc.greater_equal(column, below)))
+    if name in _MAY_BE_MISSING:
+        bad = pc.and_(bad, pc.fill_null(pc.not_equal(column, SENTINEL), False))
     return pc.index(bad, True).as_py() if pc.any(bad).as_py() else None
 
 
@@ -212,14 +218,14 @@ def _is_valid(text: str, name: str) -> bool:
     text = text.strip()
     if not text:
         return name in _MAY_BE_MISSING
-    if re.fullmatch(r"-?\d{1,19}", text) is None or not -(2**63) <= int(text) < 2**63:
+    if re.fullmatch(r"-?\d{1,19}", text) is None:
         return False
-    missing = name in _MAY_BE_MISSING and int(text) == SENTINEL
-    return missing or name not in _NOT_NEGATIVE or int(text) >= 0
+    low, below, _ = _RANGES.get(name, _ANY_INTEGER)
+    return low <= int(text) < below or (name in _MAY_BE_MISSING and int(text) == SENTINEL)
 
 
 def _expected(name: str, source: str) -> str:
-    return f"{source}: expected an integer" + (" >= 0" if name in _NOT_NEGATIVE else "")
+    return f"{source}: expected {_RANGES.get(name, _ANY_INTEGER)[2]}"
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
