@@ -13,6 +13,7 @@ import numpy as np
 from models import prepared
 from models.gift import features, kuailive, simulate, table
 from models.gift.data import GiftData, RawTable, Simulate
+from models.gift.kuailive_files import find_files
 from models.gift.preparation import PREPARATION_VERSION
 from models.trainer import DataSpec, InputError
 
@@ -36,7 +37,7 @@ def find_origin(data: DataSpec) -> Origin:
     if options.simulate is not None and not data.path_given and not data.path.exists():
         return _simulated_origin(data, options, options.simulate)
     if options.source == "kuailive":
-        path, files = data.path, kuailive.find_files(data.path)
+        path, files = data.path, find_files(data.path)
     else:
         path = table.table_file(data.path)
         files = {"table": path}

@@ -7,7 +7,7 @@ matrix is never copied as a whole: statistics go by blocks of columns, writing b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,13 @@ def _standardise(block: np.ndarray, compressed: Any, mean: Any, inverse_std: Any
         return ((values - mean) * inverse_std).astype(np.float32)
 
 
-def fit_numeric(numeric: np.ndarray, rows: Rows, compress: bool) -> tuple[NumericEncoder, np.ndarray]:
-    """The encoder of numeric columns [N, D], and the quantiles [Q+1, D'] of the encoded train `rows`."""
+def fit_numeric(
+    numeric: np.ndarray, names: Sequence[str], rows: Rows, compress: bool
+) -> tuple[NumericEncoder, np.ndarray]:
+    """The encoder of numeric columns [N, D], and the quantiles [Q+1, D'] of the encoded train `rows`.
+
+    Raises InputError where a value is infinite.
+    """
     n_columns = numeric.shape[1]
     compressed, missing = np.zeros(n_columns, bool), np.zeros(n_columns, bool)
     mean, inverse_std = np.zeros(n_columns), np.zeros(n_columns)
@@ -73,6 +78,7 @@ def fit_numeric(numeric: np.ndarray, rows: Rows, compress: bool) -> tuple[Numeri
             gaps = np.isnan(values)
             missing[column] = gaps.any()
             known = values[~gaps] if missing[column] else values
+            _refuse_infinite(names[column], known, "train")
             compressed[column] = compress and _is_skewed(known)
             scale = _mean_and_inverse_std(_compress(known.astype(np.float64)) if compressed[column] else known)
             mean[column], inverse_std[column] = scale
@@ -84,6 +90,11 @@ def fit_numeric(numeric: np.ndarray, rows: Rows, compress: bool) -> tuple[Numeri
     encoder = NumericEncoder(compressed, mean, inverse_std, np.flatnonzero(missing))
     extra = np.array(indicator_quantiles, np.float32).reshape(-1, N_QUANTILES + 1).T
     return encoder, np.concatenate([quantiles, extra], axis=1)
+
+
+def _refuse_infinite(name: str, values: np.ndarray, role: str) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(f"feature {name}: expected finite values, got an infinite one in role {role}")
 
 
 def _mean_and_inverse_std(values: np.ndarray) -> tuple[float, float]:
@@ -175,7 +186,7 @@ def write(
     train = assignment.rows["train"]
     if not assignment.counts["train"]:
         raise InputError("split: role train has no rows; change the shares of data.split")
-    encoder, quantiles = fit_numeric(raw.numeric, train, compress)
+    encoder, quantiles = fit_numeric(raw.numeric, raw.numeric_names, train, compress)
     levels = {name: fit_levels(column, train) for name, column in raw.categorical.items()}
     indicator_names = [f"{raw.numeric_names[i]}__missing" for i in encoder.indicators]
     statistics = {
@@ -239,8 +250,8 @@ def _write_role(
         for rows in chunks(assignment.rows[role]):
             block = encoder(raw.numeric[rows])
             if not np.isfinite(block).all():
-                name = raw.numeric_names[int(np.argmax(~np.isfinite(block).all(axis=0)))]
-                raise InputError(f"feature {name}: expected finite values, got an infinite one in role {role}")
+                broken = int(np.argmax(~np.isfinite(block).all(axis=0)))
+                _refuse_infinite(raw.numeric_names[broken], block[:, broken], role)
             numeric.append(block)
             codes = [lookup[raw.categorical[name].codes[rows]] for name, (lookup, _) in levels.items()]
             categorical.append(_columns(codes, len(block), np.int32))
