@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError, TimeoutError
 
 log = logging.getLogger("storage")
 T = TypeVar("T")
@@ -41,9 +41,12 @@ class DatabaseUnavailable(StorageError):
 def mask(url: str | URL) -> str:
     """The URL with its password replaced by ***; safe to print."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return "<malformed URL>"
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
 
 
 def parse_url(url: str) -> URL:
@@ -54,10 +57,10 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise StorageError(
-            f"storage: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, got {mask(url)}"
-        ) from error
+            f"storage: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME, got {mask(url)}"
+        ) from None
     backend = parsed.drivername.split("+")[0]
     if backend in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
@@ -68,24 +71,25 @@ def parse_url(url: str) -> URL:
     raise StorageError(f"storage: expected sqlite or postgresql, got {backend!r} in {mask(url)}")
 
 
-def engine_kwargs(url: URL) -> dict[str, Any]:
+def engine_kwargs(url: URL, read_only: bool = False) -> dict[str, Any]:
     """Arguments for `sqlalchemy.create_engine`: one small pool a process, shared with Optuna."""
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_S}}
+    options = {"options": "-c default_transaction_read_only=on"} if read_only else {}
     return {
         "pool_size": 2,
         "max_overflow": 3,
         "pool_pre_ping": True,
-        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, **options},
     }
 
 
-def prepare_engine(engine: sa.Engine) -> None:
+def prepare_engine(engine: sa.Engine, read_only: bool = False) -> None:
     """Make SQLite safe and fast for several processes; call before the first connection.
 
     WAL and synchronous=NORMAL cost no durability against a killed process. BEGIN IMMEDIATE takes the write lock
     at once: without it two readers that both want to write fail with "database is locked", and Optuna hands one
-    queued trial to two workers.
+    queued trial to two workers. A reader takes no lock and changes nothing, not even the journal mode.
     """
     if engine.dialect.name != "sqlite":
         return
@@ -95,14 +99,17 @@ def prepare_engine(engine: sa.Engine) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={int(SQLITE_BUSY_TIMEOUT_S * 1000)}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
+        if read_only:
+            cursor.execute("PRAGMA query_only=ON")
+        else:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -113,8 +120,11 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, OperationalError):
         text = str(error.orig).lower()
-        return not any(word in text for word in ("disk is full", "unable to open", "readonly", "malformed"))
-    return False
+        if type(error.orig).__module__.startswith("sqlite3"):
+            return "locked" in text or "busy" in text
+        # Wrong credentials or a wrong name stay wrong.
+        return not any(word in text for word in ("authentication failed", "does not exist"))
+    return isinstance(error, TimeoutError)  # no connection of the pool was free in time
 
 
 def retry(call: Callable[[], T], patience_s: float, what: str) -> T:
@@ -151,18 +161,20 @@ class Database:
 
     Args:
         url: sqlite:///FILE (the folder is made) or postgresql://USER:PASSWORD@HOST:PORT/NAME.
+        read_only: every write is refused by the database, and on SQLite no writer waits for a reader.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, read_only: bool = False) -> None:
         self.url = parse_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             self.path = Path(str(self.url.database)).absolute()
             self.url = self.url.set(database=str(self.path))
-        self.engine = sa.create_engine(self.url, **engine_kwargs(self.url))
-        prepare_engine(self.engine)
+        self.engine = sa.create_engine(self.url, **engine_kwargs(self.url, read_only))
+        prepare_engine(self.engine, read_only)
         self._exclusive = threading.RLock()
         self._depth = 0
+        self._lock_connection: sa.Connection | None = None
 
     def __repr__(self) -> str:
         return f"Database({mask(self.url)})"
@@ -207,10 +219,12 @@ class Database:
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Hold the lock `name` against every other process of every machine; re-entrant in one thread.
+        """Hold the lock `name` against every other process of every machine; re-entrant in one thread (under
+        the same name).
 
         It is not a transaction: other connections of the holder (Optuna's) may write meanwhile, which SQLite's
-        own write lock would forbid. It ends with the process that holds it.
+        own write lock would forbid. It ends with the process that holds it, and on PostgreSQL with the connection
+        too: `check_exclusive` tells.
         """
         with self._exclusive:
             if self._depth:
@@ -223,9 +237,23 @@ class Database:
             finally:
                 self._depth -= 1
 
+    def check_exclusive(self) -> None:
+        """Raises DatabaseUnavailable when the lock held by this thread was lost with its connection."""
+        if self._lock_connection is not None:
+            try:
+                self._lock_connection.execute(sa.select(1))
+            except SQLAlchemyError as error:
+                raise DatabaseUnavailable(f"storage: {mask(self.url)}: {_reason(error)}") from error
+
     @contextmanager
     def _file_lock(self) -> Iterator[None]:
-        descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(
+                f"storage: {self.path}.lock: expected a writable file ({error.strerror}); "
+                "mend its permissions or use another --storage"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -238,4 +266,8 @@ class Database:
         with self.transaction() as connection:
             # Bound to this transaction: a pooler or a broken connection cannot leave it behind.
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
-            yield
+            self._lock_connection = connection
+            try:
+                yield
+            finally:
+                self._lock_connection = None

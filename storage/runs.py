@@ -82,7 +82,7 @@ class AttemptRow:
 
 @dataclass(frozen=True)
 class MeasurementRow:
-    """One step's metrics. `attempt` is the attempt under which it was accepted."""
+    """One step's metrics. `attempt` is the one that measured it and has its checkpoint (0: the current one)."""
 
     step: int
     metrics: Mapping[str, float]
@@ -151,10 +151,13 @@ class Store:
                 )
             )
 
-    def set_package_version(self, study_id: int, package_version: str) -> None:
+    def update_study(self, study_id: int, spec: str, package_version: str) -> None:
+        """Store what may change of a study between two runs of it."""
         with self.database.transaction() as connection:
             connection.execute(
-                studies.update().where(studies.c.id == study_id).values(package_version=package_version)
+                studies.update()
+                .where(studies.c.id == study_id)
+                .values(spec=spec, package_version=package_version)
             )
 
     # --- workers and their leases ----------------------------------------------------------------------------
@@ -198,30 +201,39 @@ class Store:
             for r in rows
         ]  # fmt: skip
 
-    def held_runs(self, study_id: int, judge_others: bool, grace_s: float = GRACE_S) -> set[int]:
-        """The runs that a living worker holds.
+    def held_runs(
+        self, study_id: int, judge_others: bool, grace_s: float = GRACE_S, claimant: int | None = None
+    ) -> dict[int, str]:
+        """What became of the owner of every claimed run: number -> `alive`, `died` or `expired`.
 
-        A dead owner on this host is seen at once. Elsewhere only a lease older than `grace_s` counts as dead, and
-        only when the caller may judge (`judge_others`: it has seen the database up for two renewals).
+        `died`: its process on this host is gone, which is seen at once. Elsewhere only a lease older than
+        `grace_s` is `expired`, and only when the caller may judge (`judge_others`: it has seen the database up for
+        two renewals). A worker that signed off holds nothing any more. Nor does the `claimant`, which asks for
+        its next run: what it seems to hold it never heard of, as the database went away before answering.
         """
+        age = (self.database.now - workers.c.renewed_at).label("age_s")
         query = (
-            sa.select(runs.c.number, attempts.c.worker_id)
+            sa.select(runs.c.number, workers, age)
             .join(attempts, _same_attempt())
-            .where(runs.c.study_id == study_id, runs.c.ended_at.is_(None), attempts.c.released_at.is_(None))
-        )
+            .join(workers, workers.c.id == attempts.c.worker_id)
+            .where(
+                runs.c.study_id == study_id, runs.c.ended_at.is_(None), attempts.c.released_at.is_(None),
+                workers.c.ended_at.is_(None),
+            )
+        )  # fmt: skip
         with self.database.transaction() as connection:
             claims = connection.execute(query).all()
-        if not claims:
-            return set()
-        owners = {worker.id: worker for worker in self.workers(study_id) if worker.ended_at is None}
 
-        def lives(worker: WorkerRow | None) -> bool:
-            if worker is None:
-                return False
-            dead = is_dead(worker.identity)
-            return not dead if dead is not None else not judge_others or worker.age_s <= grace_s
+        def fate(owner: sa.Row[Any]) -> str:
+            if owner.id == claimant:
+                return "expired"
+            dead = is_dead(ProcessIdentity(owner.host, owner.boot, owner.pid, owner.process_start))
+            if dead is None:
+                return "expired" if judge_others and owner.age_s > grace_s else "alive"
+            return "died" if dead else "alive"
 
-        return {claim.number for claim in claims if lives(owners.get(claim.worker_id))}
+        return {claim.number: fate(claim) for claim in claims}
+
 
     # --- runs and attempts -----------------------------------------------------------------------------------
 
@@ -236,6 +248,15 @@ class Store:
                 )
                 .returning(runs.c.attempt)
             ).scalar_one()
+            # An attempt that was left between re-queueing and release is over too.
+            connection.execute(
+                attempts.update()
+                .where(
+                    attempts.c.study_id == study_id, attempts.c.number == number,
+                    attempts.c.released_at.is_(None),
+                )
+                .values(released_at=self.database.now, outcome="lost")
+            )  # fmt: skip
             connection.execute(
                 attempts.insert().values(
                     study_id=study_id, number=number, attempt=attempt, worker_id=worker_id,
@@ -264,16 +285,17 @@ class Store:
             if steps:
                 rows = [
                     {
-                        "study_id": study_id, "number": number, "step": m.step, "attempt": attempt,
+                        "study_id": study_id, "number": number, "step": m.step, "attempt": m.attempt or attempt,
                         "elapsed_s": m.elapsed_s, "metrics": json.dumps(dict(m.metrics), allow_nan=False),
                     }
                     for m in steps
                 ]  # fmt: skip
+                newest = max(rows, key=lambda row: row["step"])
                 connection.execute(self._insert(measurements).values(rows).on_conflict_do_nothing())
                 connection.execute(
                     runs.update()
                     .where(_is_run(study_id, number))
-                    .values(checkpoint_attempt=attempt, checkpoint_step=max(m.step for m in steps))
+                    .values(checkpoint_attempt=newest["attempt"], checkpoint_step=newest["step"])
                 )
             ended = connection.scalar(
                 sa.select(sa.func.count()).where(runs.c.study_id == study_id, runs.c.ended_at.is_not(None))
@@ -281,8 +303,15 @@ class Store:
         return int(ended or 0)
 
     def is_current(self, study_id: int, number: int, attempt: int) -> bool:
+        """Whether `attempt` holds the run, or has ended it."""
+        query = (
+            sa.select(runs.c.attempt, runs.c.ended_at, attempts.c.released_at)
+            .join(attempts, _same_attempt())
+            .where(_is_run(study_id, number))
+        )
         with self.database.transaction() as connection:
-            return connection.scalar(sa.select(runs.c.attempt).where(_is_run(study_id, number))) == attempt
+            row = connection.execute(query).first()
+        return row is not None and row.attempt == attempt and (row.ended_at is not None or row.released_at is None)
 
     def end_run(
         self, study_id: int, number: int, attempt: int, outcome: str, failure: str | None = None,
@@ -398,12 +427,23 @@ class Store:
 
     def _fence(self, connection: sa.Connection, study_id: int, number: int, attempt: int) -> None:
         """Lock the run's row and check that `attempt` is its current, unreleased one."""
-        query = sa.select(runs.c.attempt, runs.c.ended_at).where(_is_run(study_id, number)).with_for_update()
+        query = (
+            sa.select(runs.c.attempt, runs.c.ended_at, attempts.c.released_at)
+            .join(attempts, _same_attempt())
+            .where(_is_run(study_id, number))
+            .with_for_update(of=runs)
+        )
         row = connection.execute(query).first()
-        if row is None or row.attempt != attempt or row.ended_at is not None:
-            found = (
-                "no such run" if row is None else "an ended run" if row.ended_at else f"attempt {row.attempt}"
-            )
+        found = None
+        if row is None:
+            found = "no such run"
+        elif row.ended_at is not None:
+            found = "an ended run"
+        elif row.attempt != attempt:
+            found = f"attempt {row.attempt}"
+        elif row.released_at is not None:
+            found = "it given up"  # the trial waits in the queue for its next owner
+        if found:
             raise Fenced(f"trial {number}: expected attempt {attempt} to be the current one, got {found}")
 
     def _release(

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy as sa
 from optuna.storages._rdb import models as rdb_models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial
 from sqlalchemy import orm
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,7 +21,7 @@ T = TypeVar("T")
 _RETRIED = (
     "create_new_study", "delete_study", "set_study_user_attr", "set_study_system_attr", "get_study_id_from_name",
     "get_study_name_from_id", "get_study_directions", "get_study_user_attrs", "get_study_system_attrs",
-    "get_all_studies", "_create_new_trial", "_set_trial_param", "set_trial_state_values",
+    "get_all_studies", "_set_trial_param", "set_trial_state_values",
     "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr", "get_trial", "_get_trials",
     "get_all_trials", "get_trial_id_from_study_id_trial_number", "get_best_trial", "_get_best_trial_id",
     "get_trial_system_attrs", "get_trial_user_attrs",
@@ -30,7 +32,8 @@ class RetryingStorage(optuna.storages.RDBStorage):
     """`RDBStorage` that outlives short database outages.
 
     Each method is tried again on transient errors for `patience_s` seconds, then raises DatabaseUnavailable. A
-    change of state whose answer was lost is found done at the second try and counts as success.
+    change of state whose answer was lost is found done at the second try and counts as success. Creating a trial
+    alone is never tried again: a second try would leave one trial too many.
     """
 
     def __init__(self, database: Database, patience_s: float = 60.0) -> None:
@@ -47,6 +50,32 @@ class RetryingStorage(optuna.storages.RDBStorage):
         self.failed_trial_callback = None
         self.engine = database.engine
         self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=self.engine))
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        """As in RDBStorage, which tries five times. Whoever asked may ask again, and then finds the first trial.
+
+        Raises:
+            DatabaseUnavailable: the trial was created or not.
+        """
+        try:
+            with _create_scoped_session(self.scoped_session) as session:
+                rdb_models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                row = self._get_prepared_new_trial(study_id, template_trial, session)
+                if template_trial is not None:
+                    return self._build_frozen_trial_from_trial_model(row)
+                return FrozenTrial(
+                    number=row.number, state=row.state, value=None, datetime_start=row.datetime_start,
+                    datetime_complete=None, params={}, distributions={}, user_attrs={}, system_attrs={},
+                    intermediate_values={}, trial_id=row.trial_id,
+                )  # fmt: skip
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> StorageError:
+        """An error of Optuna's storage in our vocabulary."""
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        kind = DatabaseUnavailable if cause is not None and is_transient(cause) else StorageError
+        return kind(f"storage: {self.database!r}: {str(cause or error).splitlines()[0]}")
 
     def create_schema(self) -> None:
         """Make Optuna's tables where there are none, else check their version. Process-safe.
@@ -89,17 +118,17 @@ def _retrying(method: Callable[..., T]) -> Callable[..., T]:
         def call() -> T:
             nonlocal tries
             tries += 1
+            done_before = tries > 1 and method.__name__ == "set_trial_state_values"
             try:
-                return method(self, *args, **kwargs)
+                answer = method(self, *args, **kwargs)
             except optuna.exceptions.UpdateFinishedTrialError:
-                if tries > 1 and method.__name__ == "set_trial_state_values":
-                    return True  # type: ignore[return-value]
-                raise
-            except optuna.exceptions.StorageInternalError as error:
-                cause = error.__cause__
-                if isinstance(cause, SQLAlchemyError) and is_transient(cause):
-                    raise DatabaseUnavailable(f"storage: {str(cause).splitlines()[0]}") from cause
-                raise StorageError(f"storage: {str(cause or error).splitlines()[0]}") from error
+                if not done_before:
+                    raise
+                return True  # type: ignore[return-value]
+            except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+                raise self._refusal(error) from error
+            # False: the queued trial runs already, since the first try took it.
+            return True if done_before else answer  # type: ignore[return-value]
 
         return retry(call, self.patience_s, method.__name__)
 

@@ -6,7 +6,8 @@ Sampler and pruner are rebuilt from the specification in every process; Optuna d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from storage.database import Database
+from storage.database import Database, StorageError
+from storage.runs import Fenced
 from tuner.optuna_storage import RetryingStorage
 from tuner.space import Dimension
 from tuner.spec import Objective, PrunerSpec, SamplerSpec, Spec
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# Its warnings tell of every single value of a conditional dimension that is sampled independently.
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 CONSTRAINT = "violation"
 # These samplers rank by the objective alone; the feasible best is still chosen among all trials.
@@ -83,6 +85,11 @@ class Search:
                 study_name=name, storage=self.storage, sampler=self._sampler, pruner=optuna.pruners.NopPruner(),
                 direction=spec.objective.direction, load_if_exists=True,
             )  # fmt: skip
+            if self._frozen() or self.study.direction.name.lower() != spec.objective.direction:
+                raise StorageError(
+                    f"storage: {database!r}: expected no study {name!r}, got one of Optuna's that is not ours; "
+                    "use --name NEW or another --storage"
+                )
         else:
             self.study = optuna.load_study(
                 study_name=name, storage=self.storage, sampler=self._sampler, pruner=optuna.pruners.NopPruner()
@@ -113,7 +120,10 @@ class Search:
 
     def ask(self) -> optuna.Trial:
         """A queued trial if there is one, else a new one. The caller holds the study's lock."""
-        return self.study.ask()
+        trial = self.study.ask()
+        if "arm" not in trial.user_attrs:
+            trial.set_user_attr("arm", self.arm_of(trial.number))
+        return trial
 
     def requeue(self, number: int) -> None:
         """Put a RUNNING trial back in the queue under its own number, with all that it holds."""
@@ -128,23 +138,22 @@ class Search:
         self.study._storage.set_trial_state_values(trial_id, state)
 
     def suggest(self, trial: optuna.Trial, dimension: Dimension, default: Any) -> Any:
-        """The value of one dimension: the stored one if the trial was asked before."""
+        """The value of one dimension: the stored one if the trial was asked before. Raises Fenced."""
         self._sampler.defaults[dimension.path] = default
-        if dimension.kind == "categorical":
-            return trial.suggest_categorical(dimension.path, dimension.choices)
-        if dimension.kind == "int":
-            step = 1 if dimension.step is None else int(dimension.step)
-            return trial.suggest_int(
-                dimension.path, int(dimension.low), int(dimension.high), step=step, log=dimension.log
-            )
-        return trial.suggest_float(
-            dimension.path, dimension.low, dimension.high, step=dimension.step, log=dimension.log
-        )
+        path, low, high = dimension.path, dimension.low, dimension.high
+        with _unended(trial):
+            if dimension.kind == "categorical":
+                return trial.suggest_categorical(path, dimension.choices)
+            if dimension.kind == "int":
+                step = 1 if dimension.step is None else int(dimension.step)
+                return trial.suggest_int(path, int(low), int(high), step=step, log=dimension.log)
+            return trial.suggest_float(path, low, high, step=dimension.step, log=dimension.log)
 
     def report(self, trial: optuna.Trial, step: int, value: float) -> None:
-        """Store one intermediate value; a step that is there already is left alone."""
+        """Store one intermediate value; a step that is there already is left alone. Raises Fenced."""
         if step not in trial._cached_frozen_trial.intermediate_values:
-            trial.report(value, step)
+            with _unended(trial):
+                trial.report(value, step)
 
     def should_prune(self, trial: optuna.Trial, n_ended: int) -> bool:
         """Whether the pruner gives up on the trial, compared with its arm's completed trials alone.
@@ -166,16 +175,28 @@ class Search:
 
         Infeasible trials are ranked by the objective, not by their violation: given the raw violation TPE was no
         better than random search wherever the target was out of reach.
+
+        Raises:
+            Fenced: somebody else has ended the trial.
         """
-        trial_id = trial._trial_id
         if violation is not None and value is not None:
-            attributes = self.study._storage.get_trial_system_attrs(trial_id)
+            attributes = self.study._storage.get_trial_system_attrs(trial._trial_id)
             if not any(key.startswith("constraints") for key in attributes):
-                trial.set_constraint(CONSTRAINT, ranked_violation(violation, value, self.objective))
+                with _unended(trial):
+                    trial.set_constraint(CONSTRAINT, ranked_violation(violation, value, self.objective))
         told = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
         self.study.tell(
             trial, value if told == TrialState.COMPLETE else None, state=told, skip_if_finished=True
         )
+
+
+@contextmanager
+def _unended(trial: optuna.Trial) -> Iterator[None]:
+    """A trial that was ended from outside (`study.tell` by a person) is no longer the worker's."""
+    try:
+        yield
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise Fenced(f"trial {trial.number}: it was ended from outside") from None
 
 
 def ranked_violation(violation: float, value: float, objective: Objective) -> float:
@@ -193,7 +214,8 @@ def build_pruner(spec: PrunerSpec) -> optuna.pruners.BasePruner | None:
     if spec.name == "median":
         return median
     if spec.name == "patient":
-        return optuna.pruners.PatientPruner(median, patience=spec.patience)
+        with _experimental():
+            return optuna.pruners.PatientPruner(median, patience=spec.patience)
     if spec.name == "hyperband":
         return optuna.pruners.HyperbandPruner(
             min_resource=max(1, spec.warmup_steps), max_resource=spec.max_steps
@@ -209,14 +231,34 @@ def _build_sampler(spec: SamplerSpec, seed: int) -> optuna.samplers.BaseSampler:
     if spec.name == "gp":
         return optuna.samplers.GPSampler(n_startup_trials=spec.n_startup_trials, seed=seed)
     if spec.name == "qmc":
-        return optuna.samplers.QMCSampler(
-            seed=seed, warn_asynchronous_seeding=False, warn_independent_sampling=False
-        )
+        with _experimental():
+            return _NumberedQMCSampler(seed=seed, warn_asynchronous_seeding=False, warn_independent_sampling=False)
     if spec.name == "cmaes":
         return optuna.samplers.CmaEsSampler(
             n_startup_trials=spec.n_startup_trials, seed=seed, warn_independent_sampling=False
         )
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Use what Optuna calls experimental without its saying so every time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+class _NumberedQMCSampler(optuna.samplers.QMCSampler):
+    """Trial i gets the sequence's point i, also when it is asked again; Optuna's counter would go on."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        self._number = trial.number
+        return super().sample_relative(study, trial, search_space)
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, Any]) -> int:
+        return self._number
 
 
 class _SeededSampler(optuna.samplers.BaseSampler):
@@ -230,9 +272,6 @@ class _SeededSampler(optuna.samplers.BaseSampler):
         self.defaults: dict[str, Any] = {}
 
     def _seeded(self, *key: int) -> optuna.samplers.BaseSampler:
-        # A quasi-random sequence is one sequence: its members share the seed and differ by their index.
-        if self._spec.name == "qmc":
-            return _build_sampler(self._spec, self._seed)
         entropy = np.random.SeedSequence([self._seed, *key])
         return _build_sampler(self._spec, int(entropy.generate_state(1)[0]))
 

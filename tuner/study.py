@@ -102,29 +102,32 @@ class Study:
             TooManyFailures: the newest trials of this run of the study all failed.
 
         Guarantees:
-            Over all workers and restarts the study never has more trials than its total.
+            Over all workers and restarts, never more trials run and end than the total. May be called again
+            after DatabaseUnavailable: what a failed claim left behind is then taken up.
         """
         with self.lock():
-            trials = self.recover(judge_others, grace_s)
+            trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
             row = self.store.get_study(self.id)
             self._check_failures(row)
-            if len(trials) >= row.total and not any(trial.state == "waiting" for trial in trials):
+            if sum(trial.state != "waiting" for trial in trials) >= row.total:
                 return None
             trial = self.search.ask()
+            # Had the lock been lost since the trials were counted, this one could be one too many.
+            self.database.check_exclusive()
             arm = self.search.arm_of(trial.number)
             attempt = self.store.claim(self.id, trial.number, arm, worker_id)
-        if attempt == 1:
-            trial.set_user_attr("arm", arm)
         return Claim(trial.number, attempt, arm, trial)
 
     def recover(
-        self, judge_others: bool = False, grace_s: float = GRACE_S, crashed: bool = False
-    ) -> list[TrialRow]:
+        self, judge_others: bool = False, grace_s: float = GRACE_S, crashed: bool = False,
+        claimant: int | None = None,
+    ) -> list[TrialRow]:  # fmt: skip
         """Bring both tables in step and put every trial without a living owner back in the queue.
 
         Args:
             judge_others: leases of other hosts may be judged by their age.
-            crashed: the lost owners died while we lived on: their attempts count as crashes.
+            crashed: owners that died on this host did so while we lived on: their attempts count as crashes.
+            claimant: the worker that asks; it holds nothing (Store.held_runs).
 
         Returns:
             All trials, as they are now.
@@ -137,10 +140,11 @@ class Study:
                     self._end_row(runs[trial.number], trial.state)
             if not any(trial.state == "running" for trial in trials):
                 return trials
-            held = self.store.held_runs(self.id, judge_others, grace_s)
-            orphans = [trial for trial in trials if trial.state == "running" and trial.number not in held]
-            for trial in orphans:
-                self._requeue(trial.number, runs.get(trial.number), "crashed" if crashed else "lost")
+            fates = self.store.held_runs(self.id, judge_others, grace_s, claimant)
+            orphans = [t.number for t in trials if t.state == "running" and fates.get(t.number) != "alive"]
+            for number in orphans:
+                outcome = "crashed" if crashed and fates.get(number) == "died" else "lost"
+                self._requeue(number, runs.get(number), outcome)
             return self.search.trials() if orphans else trials
 
     def _requeue(self, number: int, run: RunRow | None, outcome: str) -> None:
@@ -158,8 +162,10 @@ class Study:
     def _end_row(self, run: RunRow, state: str) -> None:
         rows = self.store.measurements(self.id, [run.number])[run.number]
         outcome = outcome_of(rows, self.spec)
-        best_step = outcome.step if outcome and state != "failed" else None
-        self.store.end_run(self.id, run.number, run.attempt, state, best_step=best_step)
+        failed = state == "failed"
+        failure = "it was ended from outside, or its worker died before it could say why" if failed else None
+        best_step = outcome.step if outcome and not failed else None
+        self.store.end_run(self.id, run.number, run.attempt, state, failure, best_step)
 
     def _check_failures(self, row: StudyRow) -> None:
         """Failures in a row, counted since the newest `tuner run` began."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,13 +56,14 @@ class WorkerOptions:
 class Journal:
     """The measurements of a run in append-only files, one per attempt, beside its checkpoints.
 
-    A measurement is in the file before it is in the database. A torn last line (killed while writing) is skipped.
+    A measurement is on the disk before it is in the database. A torn last line (killed while writing) is skipped.
     """
 
     NAME = "measurements.jsonl"
 
     def __init__(self, directory: Path, attempt: int) -> None:
         self._directory = directory
+        self._attempt = attempt
         self._path = directory / f"attempt-{attempt}" / self.NAME
 
     def append(self, measurement: MeasurementRow) -> None:
@@ -72,6 +75,8 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
                 file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise DiskError(
                 error.errno, f"{self._path}: cannot write ({error.strerror}); free space, run again"
@@ -80,16 +85,16 @@ class Journal:
     def read_all(self) -> list[MeasurementRow]:
         """Every measurement of every attempt up to this one, one a step (the newest attempt's), by step."""
         found: dict[int, MeasurementRow] = {}
-        files = sorted(
-            self._directory.glob(f"attempt-*/{self.NAME}"), key=lambda path: int(path.parent.name[8:])
-        )
-        for path in files:
-            for line in path.read_text().splitlines():
+        files = {int(path.parent.name[8:]): path for path in self._directory.glob(f"attempt-*/{self.NAME}")}
+        for attempt in sorted(files):
+            if attempt > self._attempt:
+                break
+            for line in files[attempt].read_text(errors="replace").splitlines():
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                found[row["step"]] = MeasurementRow(row["step"], row["metrics"], row["elapsed_s"])
+                found[row["step"]] = MeasurementRow(row["step"], row["metrics"], row["elapsed_s"], attempt)
         return [found[step] for step in sorted(found)]
 
 
@@ -144,7 +149,7 @@ class Worker:
             log.warning("trial lost to another worker: action=fenced %s", fenced)
             return
         except DiskError:
-            self._patiently(lambda: self.study.stop(claim), "stop")
+            self._finish(lambda: self.study.stop(claim))
             raise
         if outcome == "stopped":
             self._finish(lambda: self.study.stop(claim))
@@ -169,7 +174,7 @@ class Worker:
         try:
             config = self.trainer.Config.model_validate(self._config(claim))
             run = Run(directory, spec.seed, self.options.device, claim.attempt, spec.decision)
-            reporter.resume()
+            self._patiently(reporter.resume, "resume")
             measurements = self.trainer.fit(config, self.data, run)
             try:
                 for measurement in self._timed(measurements):
@@ -205,18 +210,18 @@ class Worker:
         """Record one measurement; True when the pruner gives the trial up."""
         spec = self.study.spec
         for name in (spec.objective.metric, violation_metric(spec)):
-            value = measurement.metrics.get(name)
-            if value is None or value != value:
-                raise FloatingPointError(
-                    f"step {measurement.step}: metric {name} is {'missing' if value is None else 'NaN'}"
-                )
+            if name not in measurement.metrics:
+                raise FloatingPointError(f"step {measurement.step}: metric {name} is missing")
+        for name, value in measurement.metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {measurement.step}: metric {name} is {value}")
         reporter.add(measurement)
         try:
             n_ended = reporter.flush()
+            return self.study.search.should_prune(claim.trial, n_ended)
         except DatabaseUnavailable as error:
             log.warning("database away, training goes on: action=outage trial=%d %s", claim.number, error)
             return False
-        return self.study.search.should_prune(claim.trial, n_ended)
 
     def _config(self, claim: Claim) -> dict[str, Any]:
         """The run's config: sampled once, recorded whole, the same at every later attempt."""
@@ -250,11 +255,11 @@ class _Reporter:
         self.last_step: int | None = None
 
     def resume(self) -> None:
-        """Bring the tables up to what earlier attempts had measured."""
+        """Take up what earlier attempts had measured; the next flush brings the tables up to it."""
         stored = self._study.store.measurements(self._study.id, [self._claim.number])[self._claim.number]
+        metric = self._study.spec.objective.metric
         self._known = {row.step for row in stored}
-        for row in stored:
-            self._unreported.append((row.step, row.metrics[self._study.spec.objective.metric]))
+        self._unreported = [(row.step, row.metrics[metric]) for row in stored]
         for row in self._journal.read_all():
             if row.step not in self._known:
                 self._enqueue(row)
@@ -344,13 +349,15 @@ def serve(options: WorkerOptions, url: str, stop: threading.Event) -> dict[str, 
                 "the files changed since the study began: use --name NEW"
             )
         worker_id = study.store.register_worker(study.id, ProcessIdentity.current(), options.device)
-        with LeaseThread(lambda: study.store.renew(worker_id), options.renew_every_s) as lease:
-            worker = Worker(study, trainer, data, worker_id, options, stop, lambda: lease.steady)
-            started = time.monotonic()
-            worker.serve()
-            serve_s = time.monotonic() - started
-        study.store.end_worker(worker_id)
-        return {"serve_s": serve_s, "fit_s": worker.fit_s}
+        try:
+            with LeaseThread(lambda: study.store.renew(worker_id), options.renew_every_s) as lease:
+                worker = Worker(study, trainer, data, worker_id, options, stop, lambda: lease.steady)
+                started = time.monotonic()
+                worker.serve()
+                return {"serve_s": time.monotonic() - started, "fit_s": worker.fit_s}
+        finally:
+            # Also where it gives up: other hosts need not wait for its lease to run out.
+            study.store.end_worker(worker_id)
     finally:
         database.close()
 
@@ -363,6 +370,9 @@ def main() -> int:
     )
     stop = threading.Event()
     _stop_on_signals(stop)
+    # What a trainer prints belongs to the log; it would fill a pipe that nobody reads before the end.
+    coordinator = os.dup(1)
+    os.dup2(2, 1)
     options = WorkerOptions(**json.loads(sys.argv[1]))
     ending: dict[str, Any] = {"reason": None}
     code = 0
@@ -373,7 +383,8 @@ def main() -> int:
     except (InputError, StorageError, DiskError) as error:
         ending["reason"], code = str(error), REFUSED_EXIT
         log.error("worker stops: action=refused %s", error)
-    print(json.dumps(ending), flush=True)
+    with suppress(BrokenPipeError):  # the coordinator died
+        os.write(coordinator, json.dumps(ending).encode() + b"\n")
     return code
 
 
