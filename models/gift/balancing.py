@@ -118,8 +118,11 @@ class GradNorm(Fixed):
         self.weights.copy_(tensors["weights"])
         for name, value in self.state.items():
             value.copy_(tensors[name])
-        adam = {n.removeprefix("adam/"): t.clone() for n, t in tensors.items() if n.startswith("adam/")}
-        self.optimizer.state[self.weights] = adam
+        adam = {n.removeprefix("adam/"): t for n, t in tensors.items() if n.startswith("adam/")}
+        device = self.weights.device  # Adam keeps its step count on the CPU
+        self.optimizer.state[self.weights] = {
+            name: value.to("cpu" if name == "step" else device, copy=True) for name, value in adam.items()
+        }
         self.started = True
 
 

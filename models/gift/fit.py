@@ -91,7 +91,7 @@ def _outputs(network: MultiTaskMLP, rows: RoleTensors) -> Tensor:
     return torch.cat([network(numeric, codes) for numeric, codes in pairs])
 
 
-class _Training:
+class Training:
     """One run of `fit`: network, optimiser and everything a checkpoint holds."""
 
     def __init__(self, config: GiftConfig, data: GiftDataset, run: Run) -> None:
@@ -233,7 +233,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement]:
     """See `GiftTrainer.fit`."""
-    training = _Training(config, data, run)
+    training = Training(config, data, run)
     found = checkpoints.latest(run)
     if found is not None:
         training.restore(found)

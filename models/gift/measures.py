@@ -79,7 +79,7 @@ class Validation:
         columns = [names.index(task.name) for task in tasks]
         self.targets = self.rows.targets[:, columns]
         self.loss = MultiTaskLoss([config.tasks[t.name] for t in tasks], device)
-        self.std = {t.name: data.target_std[t.name] for t in tasks if t.kind == "regression"}
+        self.std = {t.name: data.target_std[t.name] or 1.0 for t in tasks if t.kind == "regression"}
         self.truths: dict[str, tuple[Truth, Tensor | None]] = {}
         self.inverses = {
             t.name: FocalInverse(config.tasks[t.name].alpha, config.tasks[t.name].gamma)
