@@ -65,6 +65,16 @@ class StudySummary:
         return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
 
     @property
+    def held(self) -> Mapping[int, TrialSummary]:
+        """Which trial each worker has in hand: worker id -> running trial."""
+        running = {trial.number: trial for trial in self.trials if trial.state == "running"}
+        return {
+            attempt.worker_id: running[attempt.number]
+            for attempt in self.attempts
+            if attempt.released_at is None and attempt.number in running
+        }
+
+    @property
     def chosen(self) -> TrialSummary | None:
         """The feasible best, else the nearest."""
         return self.best or self.nearest
@@ -112,7 +122,7 @@ def summarize(study: Study) -> StudySummary:
         attempts=attempts,
         workers=workers,
         best=_best(feasible, spec.objective),
-        nearest=min(complete, key=lambda t: t.violation or 0.0, default=None) if not feasible else None,
+        nearest=_nearest(complete, spec.objective) if not feasible else None,
         defaults={t.arm: t for t in trials if study.search.is_default(t.number) and t.value is not None},
     )
 
@@ -120,6 +130,12 @@ def summarize(study: Study) -> StudySummary:
 def _best(trials: Sequence[TrialSummary], objective: Objective) -> TrialSummary | None:
     sign = 1.0 if objective.direction == "maximize" else -1.0
     return max(trials, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+
+
+def _nearest(trials: Sequence[TrialSummary], objective: Objective) -> TrialSummary | None:
+    """The least violation; among equals the best objective, then the oldest."""
+    sign = 1.0 if objective.direction == "maximize" else -1.0
+    return min(trials, key=lambda t: (t.violation or 0.0, -sign * (t.value or 0.0), t.number), default=None)
 
 
 def _trial(

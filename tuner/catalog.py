@@ -1,0 +1,132 @@
+"""What a database holds: opened without leaving a trace, and relieved of one study at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from storage.database import Database, StorageError
+from storage.leases import GRACE_S, is_dead
+from storage.runs import Store, WorkerRow
+from storage.tables import check_schema, has_schema
+from tuner.optuna_storage import RetryingStorage
+from tuner.optuna_study import delete_study
+from tuner.spec import SpecError, load_spec
+from tuner.study import Study
+
+
+def check_database(database: Database) -> bool:
+    """Whether the database holds our tables and Optuna's, both of this version; makes nothing.
+
+    Raises:
+        StorageError: it cannot be reached, or its tables are of another version.
+    """
+    optuna_side = RetryingStorage(database, patience_s=0.0)
+    ours, theirs = has_schema(database), optuna_side.has_schema()
+    if theirs:
+        optuna_side.check_schema()
+    if ours:
+        check_schema(database)
+    return ours and theirs
+
+
+def open_database(url: str, read_only: bool = True) -> Database:
+    """A database that `tuner run` has made.
+
+    Raises:
+        StorageError: there is none at `url`, or it is not ours; nothing is created.
+    """
+    database = Database(url, read_only)
+    try:
+        if not database.exists():
+            raise StorageError(
+                f"storage: {database!r}: expected a database, got no such file; "
+                "`tuner run` makes it, or name another with --storage"
+            )
+        if not check_database(database):
+            raise StorageError(
+                f"storage: {database!r}: expected the tables of `tuner run`, got none; "
+                "run a study first, or name another database with --storage"
+            )
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def find_name(database: Database, reference: str, name: str | None = None) -> str:
+    """The name under which a study is stored.
+
+    Args:
+        reference: the stored name itself, `NAME` for `configs/NAME.yaml`, or the path of a YAML file.
+        name: what `--name` said; goes before everything.
+
+    Raises:
+        StorageError: no such study; the message names those there are.
+        SpecError: `reference` is a path and no specification can be read there.
+    """
+    stored = [row.name for row in Store(database).studies()]
+    wanted = name or reference
+    if name is None and reference not in stored:
+        try:
+            wanted = load_spec(reference).study
+        except SpecError:
+            if os.sep in reference or reference.endswith((".yaml", ".yml")):
+                raise
+    if wanted in stored:
+        return wanted
+    there = f"there is {', '.join(stored)}" if stored else "there is none yet; `tuner run` makes one"
+    raise StorageError(f"storage: study {wanted!r} is not in {database!r}: {there}")
+
+
+def open_study(database: Database, reference: str, name: str | None = None) -> Study:
+    """A stored study. Raises StorageError and SpecError as `find_name` does."""
+    return Study.open(database, find_name(database, reference, name))
+
+
+def is_alive(worker: WorkerRow) -> bool:
+    """Whether a worker still works, as far as this machine can tell: its process here, its lease elsewhere."""
+    if worker.ended_at is not None:
+        return False
+    dead = is_dead(worker.identity)
+    return not dead if dead is not None else worker.age_s <= GRACE_S
+
+
+def delete(database: Database, name: str, runs: Path) -> bool:
+    """Remove a study: its folder under `runs`, Optuna's rows, ours. Killed in between, it can be repeated.
+
+    Returns:
+        Whether there was a folder.
+
+    Raises:
+        StorageError: a living worker serves the study, or the folder cannot be removed.
+    """
+    store = Store(database)
+    row = store.find_study(name)
+    if row is None:
+        raise StorageError(f"storage: study {name!r} is not in {database!r}")
+    with database.exclusive(f"study:{row.id}"):
+        alive = [worker for worker in store.workers(row.id) if is_alive(worker)]
+        if alive:
+            where = ", ".join(f"{worker.identity.host} pid {worker.identity.pid}" for worker in alive)
+            raise StorageError(f"study {name!r}: expected no worker, got {where} at work; stop `tuner run` first")
+        # Files first: a folder without its rows would lend its checkpoints to the next study of that name.
+        removed = _remove_folder(runs / name)
+        with contextlib.suppress(KeyError):  # an earlier deletion was killed right after this
+            delete_study(database, name)
+        store.delete_study(row.id)
+    return removed
+
+
+def _remove_folder(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    doomed = folder.with_name(f".{folder.name}.deleted-{os.getpid()}")
+    try:
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be removed ({error.strerror}); mend its permissions") from error
+    return True

@@ -1,0 +1,353 @@
+"""The command line. Everything heavy is imported inside the commands, so that `--help` answers at once.
+
+Exit codes: 0 done; 1 a run that cannot go on, a failed data check, or a bug (with its traceback); 2 bad input, one
+line a fault; 3 `tuner best` where nothing is feasible; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tuner.coordinator import RunOptions
+    from tuner.summary import StudySummary
+
+F = TypeVar("F", bound=Callable[..., Any])
+FAILED, REFUSED, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
+
+
+class _Override(click.ParamType):
+    """`dotted.key=value`; in the environment variable several are divided by semicolons."""
+
+    name = "dotted.key=value"
+    envvar_list_splitter = ";"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if "=" not in value:
+            self.fail(f"expected dotted.key=value, got {value!r}", param, ctx)
+        return value.strip()
+
+
+def _option(*names: str, env: str, **settings: Any) -> Callable[[F], F]:
+    return click.option(*names, envvar=f"TUNER_{env}", show_envvar=True, **settings)
+
+
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+_study = _option(
+    "--study", env="STUDY", required=True, metavar="NAME", help="configs/NAME.yaml, or the path of a YAML file."
+)
+_name = _option("--name", env="NAME", metavar="NAME", help="Name in the database, if not the YAML's own.")
+_data = _option("--data", env="DATA", metavar="PATH", help="Folder or file of the data, if not the YAML's own.")
+_runs = _option(
+    "--runs", env="RUNS", default="runs", show_default=True, metavar="DIR", type=click.Path(file_okay=False),
+    help="Folder of checkpoints, results and prepared data.",
+)  # fmt: skip
+_storage = _option(
+    "--storage", env="STORAGE", metavar="URL",
+    help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.  [default: sqlite:///RUNS/tuner.db]",
+)  # fmt: skip
+_set = _option(
+    "--set", "overrides", env="SET", multiple=True, type=_Override(), metavar="KEY=VALUE",
+    help="Change one value of the YAML, by dotted key; may be repeated (in the variable: divided by ;).",
+)  # fmt: skip
+_seed = _option("--seed", env="SEED", type=click.IntRange(min=0), help="Seed of everything random.")
+_yaml = _together(_study, _data, _seed, _set, _runs)
+_machine = _together(
+    _option("--devices", env="DEVICES", default="auto", show_default=True, metavar="LIST",
+            help="auto (every CUDA device, else one CPU worker a core), cpu, or a list: cuda:0,cuda:1."),
+    _option("--workers", env="WORKERS", type=click.IntRange(min=1), help="Number of worker processes."),
+)  # fmt: skip
+
+
+def _format(*forms: str) -> Callable[[F], F]:
+    return _option(
+        "--format", "form", env="FORMAT", type=click.Choice(forms), default="table", show_default=True,
+        help="How results are printed.",
+    )  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="tuner", message="%(version)s")
+def cli() -> None:
+    """Hyperparameter search under a precision constraint, in a database that can be resumed and browsed.
+
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 nothing feasible (tuner best), 130 interrupted.
+    """
+
+
+@cli.command()
+@_yaml
+@_name
+@_storage
+@_machine
+@_option(
+    "--n-trials",
+    env="N_TRIALS",
+    type=click.IntRange(min=1),
+    help="Total of ended trials in the study, over all its runs; only ever raised.",
+)
+@_option(
+    "--timeout",
+    "timeout_s",
+    env="TIMEOUT",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop in order after this time; the next run goes on.",
+)
+@_option("--retry-failed", env="RETRY_FAILED", is_flag=True, help="Add a new trial for each failed one.")
+def run(**given: Any) -> int:
+    """Search: make the study or go on with it, until its total of trials has ended.
+
+    Ctrl-C stops the workers at their next measurement; the same command goes on from there.
+    """
+    from rich.console import Console
+
+    from tuner import coordinator, display
+
+    options = _run_options(**given)
+    with display.Progress(Console(stderr=True)) as progress:
+        summary, code = coordinator.run(options, progress)
+    click.echo(display.summary_text(summary, Path(options.runs)))
+    return code
+
+
+@cli.command()
+@_yaml
+@_name
+@_storage
+@_machine
+def check(**given: Any) -> int:
+    """Look at specification, device, data and database; train nothing and write nothing.
+
+    Data are prepared as for a run: in the cache of --runs where there is one, else in a temporary folder.
+    """
+    from tuner.check import check as findings
+
+    code = 0
+    for finding in findings(_run_options(**given)):
+        if finding.ok:
+            click.echo(f"OK      {finding.what}: {finding.detail}")
+        for fault in finding.faults:
+            code = REFUSED
+            click.echo(f"FAULT   {finding.what}: {fault}", err=True)
+    return code
+
+
+@cli.command()
+@_study
+@_name
+@_storage
+@_runs
+@_format("table", "json", "csv")
+def show(study: str, name: str | None, storage: str | None, runs: str, form: str) -> int:
+    """The study: its trials with their attempts, its workers, its best (CSV: the trials)."""
+    from tuner import display, formats
+
+    summary = _summary(study, name, storage, runs)
+    if form == "json":
+        click.echo(display.show_json(summary))
+    elif form == "csv":
+        click.echo(formats.to_csv(*display.trial_rows(summary)), nl=False)
+    else:
+        formats.print_parts(display.study_tables(summary))
+    return 0
+
+
+@cli.command()
+@_study
+@_name
+@_storage
+@_runs
+@_format("table", "json")
+def best(study: str, name: str | None, storage: str | None, runs: str, form: str) -> int:
+    """The best trial: config, metrics, threshold, where its model lies.
+
+    Exits 3 when no trial is feasible, and shows the nearest.
+    """
+    from tuner import display, formats
+
+    summary = _summary(study, name, storage, runs)
+    if form == "json":
+        click.echo(formats.to_json(display.best_json(summary, Path(runs))))
+    else:
+        click.echo(display.best_lines(summary, Path(runs)))
+    return 0 if summary.best is not None else INFEASIBLE
+
+
+@cli.command()
+@_storage
+@_runs
+@_format("table", "json", "csv")
+def studies(storage: str | None, runs: str, form: str) -> int:
+    """The studies of a database."""
+    from tuner import formats
+    from tuner.catalog import open_database
+    from tuner.display import study_rows
+
+    database = open_database(_url(storage, runs))
+    try:
+        columns, rows = study_rows(database)
+    finally:
+        database.close()
+    formats.print_table("studies", columns, rows, form)
+    return 0
+
+
+@cli.command()
+@_study
+@_name
+@_storage
+@_runs
+@_option("--yes", env="YES", is_flag=True, help="Really delete; without it nothing happens.")
+def delete(study: str, name: str | None, storage: str | None, runs: str, yes: bool) -> int:
+    """Delete a study: its rows, Optuna's and its folder of runs. Refused while a worker is at work."""
+    from tuner import catalog
+
+    database = catalog.open_database(_url(storage, runs), read_only=False)
+    try:
+        found = catalog.find_name(database, study, name)
+        if not yes:
+            raise click.UsageError(
+                f"study {found!r} would be deleted with {Path(runs) / found}; add --yes to do it"
+            )
+        removed = catalog.delete(database, found, Path(runs))
+    finally:
+        database.close()
+    click.echo(f"deleted study {found}" + (f" and {Path(runs) / found}" if removed else ""))
+    return 0
+
+
+@cli.group()
+def data() -> None:
+    """Simulate data, or describe those of a study."""
+
+
+@data.command()
+@click.argument("kind", type=click.Choice(["kuailive"]))
+@_option("--out", env="OUT", required=True, metavar="DIR", type=click.Path(), help="A new or empty folder.")
+@_option("--scale", env="SCALE", type=float, default=0.02, show_default=True, help="1 = as many rows as published.")
+@_option("--seed", env="SEED", type=int, default=42, show_default=True, help="Seed of everything random.")
+@_format("table", "json", "csv")
+def simulate(kind: str, out: str, scale: float, seed: int, form: str) -> int:
+    """Write simulated files with the schema, the quirks and the published statistics of the real ones."""
+    from models.gift import simulate as simulator
+    from tuner import formats
+
+    rows = simulator.simulate(Path(out), scale, seed)
+    formats.print_table(f"simulated {kind} in {out}", ["file", "rows"], list(rows.items()), form)
+    return 0
+
+
+@data.command()
+@_yaml
+@_format("table", "json", "csv")
+def describe(form: str, **given: Any) -> int:
+    """Rows, base rates, splits, date ranges, orphans; checks for leaks. Exits 1 when a check fails."""
+    from tuner import coordinator, display, formats
+
+    options = _run_options(**given)
+    spec, trainer = coordinator.read_spec(options)
+    described = trainer.describe(coordinator.data_spec(spec, trainer, options))
+    if form == "json":
+        click.echo(formats.to_json(described))
+    elif form == "csv":
+        click.echo(formats.to_csv(*display.describe_rows(described)), nl=False)
+    else:
+        formats.print_parts(display.describe_tables(described))
+    return 0 if all(found["ok"] for found in described["checks"]) else FAILED
+
+
+@cli.command()
+@_storage
+@_runs
+@_option("--host", env="HOST", default="127.0.0.1", show_default=True, help="This machine's own address only.")
+@_option(
+    "--port", env="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one."
+)
+def dashboard(storage: str | None, runs: str, host: str, port: int) -> int:
+    """Show every study of the database in a browser, read-only, until Ctrl-C."""
+    from tuner.optuna_dashboard import serve
+
+    serve(_url(storage, runs), host, port, lambda url: click.echo(f"dashboard: {url} (Ctrl-C stops it)"))
+    return 0
+
+
+def _url(storage: str | None, runs: str) -> str:
+    return storage or f"sqlite:///{runs}/tuner.db"
+
+
+def _run_options(storage: str | None = None, runs: str = "runs", **given: Any) -> RunOptions:
+    from tuner.coordinator import RunOptions
+
+    return RunOptions(storage=_url(storage, runs), runs=runs, **given)
+
+
+def _summary(study: str, name: str | None, storage: str | None, runs: str) -> StudySummary:
+    from tuner.catalog import open_database, open_study
+    from tuner.summary import summarize
+
+    database = open_database(_url(storage, runs))
+    try:
+        return summarize(open_study(database, study, name))
+    finally:
+        database.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; what is expected to go wrong is told in one line a fault."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StderrHandler()])
+    try:
+        return cli.main(arguments, prog_name="tuner", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return REFUSED
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "tuner"
+        click.echo(f"{path}: {error.format_message()} (see {path} --help)".replace("\n", " "), err=True)
+        return REFUSED
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except Exception as error:
+        code = _expected(error)
+        if code is None:
+            raise
+        click.echo(str(error), err=True)
+        return code
+
+
+def _expected(error: Exception) -> int | None:
+    """The exit code of an error that is no bug; None for a bug."""
+    from models.trainer import DiskError, InputError
+    from storage.database import StorageError
+
+    if isinstance(error, (InputError, DiskError, StorageError)):
+        return REFUSED
+    coordinator = sys.modules.get("tuner.coordinator")
+    return FAILED if coordinator is not None and isinstance(error, coordinator.RunFailed) else None
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to whatever stderr is now: while a run is shown live, that is the panel's."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
