@@ -149,9 +149,9 @@ def _range_of_logits(limits: tuple[float, float] | None) -> tuple[float, float]:
         return -math.inf, math.inf
     low, high = (_logit(p) for p in limits)
     low32, high32 = np.float32(low), np.float32(high)
-    if low32 < low:
+    if float(low32) < low:  # numpy would compare in float32
         low32 = np.nextafter(low32, np.float32(np.inf))
-    if high32 > high:
+    if float(high32) > high:
         high32 = np.nextafter(high32, np.float32(-np.inf))
     return float(low32), float(high32)
 

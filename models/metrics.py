@@ -186,7 +186,7 @@ class Ranking:
         cut = inside.clamp(max=len(self.end) - 1)  # a row of the group that may be cut
         share = ((depths - self.start[cut]) / (self.end[cut] - self.start[cut])).clamp(0.0, 1.0)
         whole = self.cumulative[:, inside]
-        return whole + share * (self.cumulative[:, torch.maximum(self.last[cut], inside)] - whole)
+        return whole + share * (self.cumulative[:, self.last[cut]] - whole)
 
     def calibration_error(self, probability: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
         """Expected calibration error over bins of equal mass.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit
@@ -68,6 +68,7 @@ def test_without_gamma_it_is_the_shift_of_the_prior(alpha: float) -> None:
     assert FocalInverse(alpha, 0.0)(torch.tensor(scores)).numpy() == pytest.approx(expected, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(
     scores=st.lists(st.floats(-60.0, 60.0, width=32), min_size=2, max_size=30, unique=True),
     alpha=st.floats(0.05, 0.99),

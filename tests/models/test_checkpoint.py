@@ -229,6 +229,12 @@ class TestDamage:
         found = latest(run)
         assert (found.step, found.best_step, found.tensors["w"][0, 0]) == (2, 0, 9.0)
 
+    def test_the_sizes_are_told(self, tmp_path: Path) -> None:
+        path = save_step(make_run(tmp_path), 0)
+        truncate(path / "tensors.safetensors")
+        with pytest.raises(InputError, match=r"tensors\.safetensors: expected \d+ bytes, got \d+"):
+            load(path)
+
     def test_with_all_steps_damaged_the_older_attempt_serves(self, tmp_path: Path) -> None:
         save_step(make_run(tmp_path, 1), 0, best=True)
         truncate(save_step(make_run(tmp_path, 2), 1) / "tensors.safetensors")
@@ -340,6 +346,9 @@ class TestAtEveryMoment:
             save_step(run, step, best=best, mark=5.0)
         assert len(images) > 15
         for image in images:
+            for seen in image.glob("attempt-*/step-*"):
+                if not (scene == "over a damaged step" and seen.name == "step-00002"):
+                    load(seen)  # nothing half-written and nothing half-removed is in sight
             check_disk(make_run(image, run.attempt), step, best)
 
     def test_a_full_disk_is_a_disk_error_and_loses_nothing(

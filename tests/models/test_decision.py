@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, binomtest
 
-from models.decision import decide, most_selected, precision_bound
+from models.decision import _highest_bound, decide, most_selected, precision_bound
 from models.metrics import Ranking, Truth
 from models.trainer import Decision
 
@@ -82,7 +82,7 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return (np.floor(raw * levels / 3.0) * 3.0 / levels).astype(np.float32), labels
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     data=scored(),
     target=st.sampled_from([0.02, 0.1, 0.3, 0.6, 0.9]),
@@ -164,6 +164,48 @@ def test_without_any_positive_in_range_the_fewest_rows_are_nearest() -> None:
 def test_diverged_scores_are_an_error() -> None:
     with pytest.raises(FloatingPointError, match=r"valid/gift: expected finite logits, got nan"):
         decide(ranking([1.0, math.nan, 0.0], [1, 0, 1]), decision(0.5))
+
+
+def test_of_equal_recall_the_fewest_rows_are_selected_also_where_negatives_carry_money() -> None:
+    labels = torch.tensor([1, 1, 0, 0, 0])
+    truth = Truth.of(labels, torch.tensor([1.0, 0.0, 5.0, 0.0, 2.0]), name="valid/gift")
+    found = decide(Ranking.of(torch.arange(5, 0, -1), truth), decision(0.2))
+    assert (found["n_selected"], found["threshold"]) == (2.0, 4.0)
+
+
+def test_the_ends_of_the_range_are_not_rounded_onto_a_score() -> None:
+    p = 1.0 / (1.0 + math.exp(-1.0))
+    below, above = p * (1.0 - 1e-10), p * (1.0 + 1e-10)  # as float32 logits both would round to 1.0
+    two = ranking([1.0, 0.0], [1, 1])
+    assert "threshold" not in decide(two, decision(0.9, range=(0.6, below)))
+    assert decide(two, decision(0.9, range=(0.6, above)))["threshold"] == 1.0
+    assert decide(two, decision(0.9, range=(below, 1.0)))["threshold"] == 1.0
+    assert "threshold" not in decide(two, decision(0.9, range=(above, 1.0)))
+
+
+@pytest.mark.parametrize("confidence", [0.3, 0.5, 0.9, 0.999])
+def test_the_nearest_cut_has_the_highest_bound(confidence: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n = rng.integers(1, 400, 40)
+        tp = rng.binomial(n, rng.beta(1, 9, 40) if rng.random() < 0.5 else 1.0 - 1.0 / (n + 1.0))
+        found = _highest_bound(n.astype(float), tp.astype(float), confidence)
+        bounds = precision_bound(n, tp, confidence)
+        assert bounds[found] == bounds.max()
+
+
+def test_bound_and_violation_never_contradict_the_tail() -> None:
+    """The bound as a target: rounding decides, and must decide the same way everywhere."""
+    contradictions = 0
+    for n in range(30, 90):
+        for tp in range(5, 25, 4):
+            target = float(precision_bound(n, tp, 0.9))
+            found = decide(ranking(np.zeros(n), np.arange(n) < tp), decision(target))
+            feasible = bool(n <= most_selected(target, 0.9, tp)[tp])
+            assert (found["violation"] <= 0.0) == feasible
+            assert found["violation"] == target - found["precision_bound"]
+            contradictions += not feasible
+    assert contradictions > 0
 
 
 def test_precision_bound_is_clopper_pearson() -> None:

@@ -42,7 +42,7 @@ def rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scores, labels, amounts
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(rows())
 def test_equal_to_scikit_learn(data: tuple) -> None:
     scores, labels, _ = data
@@ -96,6 +96,7 @@ def test_saturated_probabilities_do_not_tie_the_logits() -> None:
     assert average_precision_score(labels, saturated) == pytest.approx(0.05)
 
 
+@settings(deadline=None)
 @given(data=rows(), seed=st.integers(0, 2**32))
 def test_the_order_of_the_rows_does_not_matter(data: tuple, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(data[0]))
@@ -105,6 +106,7 @@ def test_the_order_of_the_rows_does_not_matter(data: tuple, seed: int) -> None:
     assert shuffled == pytest.approx(straight, rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(rows())
 def test_only_the_order_of_the_scores_matters_to_ranks(data: tuple) -> None:
     scores, labels, amounts = data
@@ -113,6 +115,7 @@ def test_only_the_order_of_the_scores_matters_to_ranks(data: tuple) -> None:
         assert bent[name] == straight[name]
 
 
+@settings(deadline=None)
 @given(rows())
 def test_mirrored_scores_mirror_the_roc(data: tuple) -> None:
     scores, labels, _ = data
@@ -126,7 +129,7 @@ def every_order(keys: np.ndarray) -> list[list[int]]:
     return [list(itertools.chain(*choice)) for choice in choices]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     scores=st.lists(st.integers(0, 2), min_size=5, max_size=5),
     amounts=st.lists(st.sampled_from([0.0, 0.0, 1.0, 1.0, 5.0]), min_size=5, max_size=5),
@@ -160,7 +163,7 @@ def test_k_is_the_ceiling_of_the_exact_share(n_rows: int) -> None:
     assert truth.depths.tolist() == exact
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=rows(), n_bins=st.sampled_from([1, 2, 3, 15, 20]))
 def test_calibration_error_by_the_definition(data: tuple, n_bins: int) -> None:
     scores, labels, _ = data
