@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -97,9 +98,12 @@ class MultiTaskMLP(nn.Module):
         self.numeric_embedding = None
         width = n_numeric
         if config.numeric_embedding == "piecewise_linear" and n_numeric:
-            self.numeric_embedding = PiecewiseLinearEmbeddings(
-                bins_of(quantiles, config.n_bins), config.bin_embedding_dim, activation=False, version="B"
-            )
+            bins = bins_of(quantiles, config.n_bins)
+            with warnings.catch_warnings():  # a 0/1 column has one bin and is meant to
+                warnings.filterwarnings("ignore", message="The .*-th feature has just two bin edges")
+                self.numeric_embedding = PiecewiseLinearEmbeddings(
+                    bins, config.bin_embedding_dim, activation=False, version="B"
+                )
             width = n_numeric * config.bin_embedding_dim
         self.embedding = None
         if cardinalities:  # one table for all columns: one gather and one gradient
@@ -164,8 +168,13 @@ class MultiTaskMLP(nn.Module):
 def bins_of(quantiles: np.ndarray, n_bins: int) -> list[Tensor]:
     """Edges of at most `n_bins` bins per column out of train quantiles [Q+1, D].
 
-    Repeated quantiles are merged; a constant column gets one bin of width 1, in which it encodes as 0.
+    The edges are spread evenly over the distinct quantiles, so that a column of mostly zeros still gets bins
+    for the rest; a constant column gets one bin of width 1, in which it encodes as 0.
     """
-    rows = np.linspace(0, len(quantiles) - 1, n_bins + 1).round().astype(int)
-    columns = [np.unique(np.asarray(quantiles[rows, d], dtype=np.float32)) for d in range(quantiles.shape[1])]
-    return [torch.from_numpy(e if len(e) > 1 else np.concatenate([e, e + 1.0])) for e in columns]
+    edges = []
+    for column in np.asarray(quantiles, dtype=np.float32).T:
+        distinct = np.unique(column)
+        picked = np.linspace(0, len(distinct) - 1, min(n_bins + 1, len(distinct))).round().astype(int)
+        found = distinct[picked]
+        edges.append(torch.from_numpy(found if len(found) > 1 else np.concatenate([found, found + 1.0])))
+    return edges

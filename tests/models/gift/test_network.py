@@ -83,12 +83,23 @@ def test_works_with_columns_of_one_kind(n_numeric, cardinalities):
     assert net(torch.randn(n, n_numeric), codes).shape == (n, 3)
 
 
-def test_bins_follow_the_quantiles_and_merge_repeats():
-    quantiles = np.stack([np.linspace(0, 8, 257), np.r_[np.zeros(256), 1.0], np.full(257, 3.0)], axis=1)
+def test_bins_follow_the_distinct_quantiles():
+    quantiles = np.stack(
+        [np.linspace(0, 8, 257), np.r_[np.zeros(256), 1.0], np.full(257, 3.0), np.r_[np.zeros(252), 1:6]], axis=1
+    )
     edges = bins_of(quantiles, 4)
     assert edges[0].tolist() == [0, 2, 4, 6, 8]
     assert edges[1].tolist() == [0, 1]
     assert edges[2].tolist() == [3, 4]
+    assert edges[3].tolist() == [0, 1, 2, 4, 5]  # mostly zeros: the bins are where the other values are
+
+
+def test_columns_with_one_bin_are_no_cause_for_warning():
+    config = NetworkConfig(numeric_embedding="piecewise_linear", width=8, depth=1)
+    quantiles = np.stack([np.linspace(-1, 1, 257), np.r_[np.zeros(200), np.ones(57)], np.zeros(257)], 1)
+    net = network(config, n_numeric=3, cardinalities=(), quantiles=quantiles)
+    numeric = torch.tensor([[0.3, 1.0, 0.0], [-9.0, 0.0, 0.0]])
+    assert net(numeric, torch.zeros(2, 0, dtype=torch.int32)).isfinite().all()
 
 
 def test_piecewise_linear_embedding_bends_at_its_bins():
