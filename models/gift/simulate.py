@@ -2,8 +2,8 @@
 
 KuaiLive (arXiv 2508.05633; Zenodo 16565801, CC BY-NC-SA 4.0) cannot be shipped. What is simulated here is
 calibrated to its published counts and distributions; no row of it was used. What was never published (most level
-names and frequencies, room durations, profile x behaviour) is invented, and profiles are independent of behaviour
-but for the counters of the snapshot. `simulated_world` holds the behaviour, this module the files.
+names and their shares, room durations, profile x behaviour) is invented: profiles are independent of behaviour,
+except the counters of the snapshot. `simulated_world` holds the behaviour, this module the files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ SCALES = (0.001, 1.0)
 MISSING = -124  # KuaiLive's sentinel in live_type and in the streamers' one-hot features
 
 # Shares of the quirks. 5 % of events have no earlier click of their user and room, 7 % of gifts come after the
-# watch ended (12 % of gifts outside the watch window, as audited), 86 % of the rest bear their click's millisecond.
+# watch ended (12 % of gifts outside the watch window, as audited), 86 % of the attributed ones at their click.
 ORPHANS, GIFT_LATE, GIFT_AT_CLICK = 0.055, 0.07, 0.93
 
 AGES = ("12-17", "18-23", "24-30", "31-40", "41-49", "50-59", "60+")
@@ -46,7 +47,7 @@ TENS = (0, 10, 100, 1000, 10_000, 100_000)
 
 def _ranges(edges: tuple[int, ...], decay: float) -> dict[str, float]:
     """Range strings such as `0-10`, `10-100`, `100+`, each `decay` times as frequent as the one before."""
-    names = [f"{low}-{high}" for low, high in zip(edges, edges[1:], strict=False)] + [f"{edges[-1]}+"]
+    names = [f"{low}-{high}" for low, high in pairwise(edges)] + [f"{edges[-1]}+"]
     return {name: decay**i for i, name in enumerate(names)}
 
 
@@ -54,7 +55,7 @@ COMMON = {
     "country": {"China": 99.2, "Vietnam": 0.3, "Malaysia": 0.3, "America": 0.2},
     "device_brand": {brand: 0.75**i for i, brand in enumerate(BRANDS)},
 }
-# Levels and their shares (ages and genders as published, the rest invented), in the order of the file's columns.
+# Levels and their shares (ages, genders as published, the rest invented), in the order of the file's columns.
 # A string is a date column, from then to the first day. COUNTERS follow activity or popularity, noisily.
 PROFILES: dict[str, dict[str, dict[str, float] | str]] = {
     "user": {
@@ -99,7 +100,7 @@ def simulate(out: Path, scale: float, seed: int) -> dict[str, int]:
 
     Args:
         out: a folder that is absent, empty, or already holds this very simulation (which is then kept).
-        scale: 0.001 to 1; scales users, streamers and rooms together (1 = 23,772 users, 4.9 M clicks, 11.8 M rooms).
+        scale: 0.001 to 1; of users, streamers and rooms together (1 = 23,772 users, 4.9 M clicks, 11.8 M rooms).
         seed: non-negative; decides everything random.
 
     Raises:
@@ -110,9 +111,7 @@ def simulate(out: Path, scale: float, seed: int) -> dict[str, int]:
     """
     out = Path(out)
     if not SCALES[0] <= scale <= SCALES[1]:
-        raise InputError(
-            f"simulate: scale: expected {SCALES[0]} to {SCALES[1]} (got {scale}); choose one inside"
-        )
+        raise InputError(f"simulate: scale: expected {SCALES[0]} to {SCALES[1]} (got {scale}); choose one inside")
     if seed < 0:
         raise InputError(f"simulate: seed: expected a whole number >= 0 (got {seed})")
     identity = {"version": SIMULATOR_VERSION, "scale": float(scale), "seed": int(seed)}
@@ -140,16 +139,16 @@ def _kept(out: Path, identity: dict[str, float]) -> dict[str, int] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        marker = json.loads((out / MARKER).read_text())
-    except (OSError, ValueError):
-        raise InputError(
-            f"{out}: expected a new or empty folder (it holds other files); choose another"
-        ) from None
+        marker = dict(json.loads((out / MARKER).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{out}: expected a new or empty folder (it holds other files); choose another") from None
     if {key: marker.get(key) for key in identity} != identity:
         found = {key: marker.get(key) for key in identity}
         raise InputError(
             f"{out}: expected the simulation {identity} (got {found}); delete it or choose another folder"
         )
+    if missing := [name for name in marker["rows"] if not (out / f"{name}.csv").exists()]:
+        raise InputError(f"{out}: expected {len(marker['rows'])} CSV files (missing: {missing}); delete the folder")
     return marker["rows"]
 
 
@@ -270,7 +269,7 @@ def _write_rooms(folder: Path, rng: np.random.Generator, people: People, rooms: 
 def _levels(
     rng: np.random.Generator, n: int, shares: dict[str, float], score: np.ndarray | None = None
 ) -> pa.Array:
-    """[n] category levels with these shares; where `score` is given, its ranks decide on the (ordered) levels."""
+    """[n] category levels with these shares; with a `score`, its ranks decide, noisily, on the ordered levels."""
     edges = np.cumsum(list(shares.values()))
     u = rng.random(n)
     if score is not None:
