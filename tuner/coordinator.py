@@ -21,13 +21,14 @@ import models
 from models.trainer import DataSpec, InputError, Manifest
 from storage.database import Database, DatabaseUnavailable
 from storage.leases import GRACE_S, RENEW_EVERY_S
-from storage.runs import Store
+from storage.runs import Store, StudyRow
 from storage.tables import create_schema
+from tuner.catalog import check_database
 from tuner.optuna_study import IGNORES_CONSTRAINTS, Search, create_optuna_schema
 from tuner.spec import Spec, check_spec, differences, load_spec
 from tuner.study import Study
 from tuner.summary import StudySummary, as_json, summarize
-from tuner.worker import WorkerOptions, arguments
+from tuner.worker import REFUSED_EXIT, WorkerOptions, arguments
 
 log = logging.getLogger("tuner")
 
@@ -125,9 +126,11 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
         InputError: the study exists and differs in what makes its trials comparable; names every difference.
     """
     name = options.name or spec.study
+    store = Store(database)
+    if not check_database(database) or store.find_study(name) is None:
+        _refuse_leftovers(Path(options.runs) / name)
     create_schema(database)
     create_optuna_schema(database)
-    store = Store(database)
     data = {
         "data_hash": manifest.data_hash, "source": manifest.source, "simulated": manifest.simulated,
         "rows": dict(manifest.rows), "files": dict(manifest.files),
@@ -139,13 +142,7 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
             search = Search(database, spec, name, create=True)
             row = store.create_study(name, spec.to_json(), json.dumps(data), version("tuner"), n_trials)
             return Study(database, row, spec, search)
-    stored = Spec.from_json(row.spec)
-    refused = differences(stored, spec)
-    was = json.loads(row.data)
-    if was["data_hash"] != manifest.data_hash:
-        refused.append(
-            f"data: {was['source']} ({was['data_hash'][:12]}) -> {manifest.source} ({manifest.data_hash[:12]})"
-        )
+    refused = refusals(row, spec, manifest)
     if refused:
         raise InputError(
             f"study {name!r} exists and differs: {'; '.join(refused)}. "
@@ -153,8 +150,29 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
         )
     if row.package_version != version("tuner"):
         log.warning("study %s was begun with tuner %s, this is %s", name, row.package_version, version("tuner"))
-        store.set_package_version(row.id, version("tuner"))
-    return Study(database, row, stored, Search(database, stored, name))
+    # What was free to change is taken over: workers read the stored specification.
+    store.update_study(row.id, spec.to_json(), version("tuner"))
+    return Study(database, row, spec, Search(database, spec, name))
+
+
+def refusals(row: StudyRow, spec: Spec, manifest: Manifest) -> list[str]:
+    """What keeps a stored study from going on with this specification and these data."""
+    refused = differences(Spec.from_json(row.spec), spec)
+    was = json.loads(row.data)
+    if was["data_hash"] != manifest.data_hash:
+        refused.append(
+            f"data: {was['source']} ({was['data_hash'][:12]}) -> {manifest.source} ({manifest.data_hash[:12]})"
+        )
+    return refused
+
+
+def _refuse_leftovers(folder: Path) -> None:
+    """A new study must not take up the checkpoints of another one, whose database was removed or is not this."""
+    if any((folder / "trials").glob("*")):
+        raise InputError(
+            f"{folder}: expected no trials of a new study, got those of another database; move the folder away, "
+            "or use --name NEW or another --runs"
+        )
 
 
 def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
@@ -171,6 +189,7 @@ def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
     spec, trainer = read_spec(options)
     database = Database(options.storage)
     try:
+        check_database(database)  # before data are prepared, which may take long
         manifest = trainer.load(data_spec(spec, trainer, options), frozenset()).manifest
         study = open_study(spec, manifest, options, database)
         return _run(study, manifest, devices, options, observer)
@@ -190,7 +209,7 @@ def _run(
     n_failed = sum(trial.state == "failed" for trial in trials)
     row = study.store.get_study(study.id)
     wanted = options.n_trials or study.spec.n_trials
-    if wanted < row.n_trials:
+    if options.n_trials is not None and wanted < row.n_trials:
         observer.say(
             f"n-trials: the study's total is {row.n_trials} already and is never lowered (asked for {wanted})"
         )
@@ -254,8 +273,8 @@ class _Crew:
             self._watch()
         finally:
             for process in self._processes.values():
-                process.kill()
-                process.wait()
+                with process:  # waits, and closes its pipes
+                    process.kill()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return 130 if self._interrupts else 0
@@ -284,31 +303,28 @@ class _Crew:
             )  # fmt: skip
 
     def _watch(self) -> None:
-        stopping = refused = False
-        reason: str | None = None
+        stopping = False
+        fault: InputError | RunFailed | None = None
         while self._processes:
-            ended = self._reap()
-            for slot, process in ended:
+            for slot, process in self._reap():
                 told = _ending(process)
                 if process.returncode == 0 and told:
                     self.time_s = {key: self.time_s[key] + told[key] for key in self.time_s}
                     continue
                 if told and told["reason"]:
-                    reason = reason or told["reason"]
-                    refused = process.returncode == 2
-                elif self._died(slot, process) and not stopping and reason is None:
-                    self._start(slot)
-                    continue
-                else:
-                    reason, refused = (
-                        reason or f"worker processes keep dying (exit {process.returncode}); see {self._logs}",
-                        False,
+                    kind = InputError if process.returncode == REFUSED_EXIT else RunFailed
+                    fault = fault or kind(told["reason"])
+                elif not self._died(slot, process):
+                    fault = fault or RunFailed(
+                        f"worker processes keep dying (exit {process.returncode}); see {self._logs}"
                     )
+                elif not stopping and fault is None:
+                    self._start(slot)
             timed_out = (
                 self._options.timeout_s is not None
                 and time.monotonic() - self._started > self._options.timeout_s
             )
-            if (self._interrupts or timed_out or reason) and not stopping:
+            if (self._interrupts or timed_out or fault) and not stopping:
                 stopping = True
                 word = "interrupted" if self._interrupts else "time is up" if timed_out else "stopping"
                 self._observer.say(f"{word}: workers stop at their next measurement (again to stop at once)")
@@ -318,8 +334,8 @@ class _Crew:
                 return
             self._show()
             time.sleep(POLL_S)
-        if reason is not None:
-            raise InputError(reason) if refused else RunFailed(reason)
+        if fault is not None:
+            raise fault
 
     def _reap(self) -> list[tuple[int, subprocess.Popen[bytes]]]:
         ended = [(slot, process) for slot, process in self._processes.items() if process.poll() is not None]
@@ -330,8 +346,12 @@ class _Crew:
     def _died(self, slot: int, process: subprocess.Popen[bytes]) -> bool:
         """Note a death without a word; True when a new worker may take its place."""
         log.warning("worker died: action=worker_died slot=%d exit=%d", slot, process.returncode)
-        self._study.recover(crashed=True)
-        n_measured = self._study.store.count_measurements(self._study.id)
+        try:
+            self._study.recover(crashed=True)
+            n_measured = self._study.store.count_measurements(self._study.id)
+        except DatabaseUnavailable as error:
+            log.warning("its trial is left to the next claim: action=outage %s", error)
+            return True
         self._barren_deaths = self._barren_deaths + 1 if n_measured == self._n_measured else 1
         self._n_measured = n_measured
         return self._barren_deaths < MAX_BARREN_DEATHS
@@ -350,7 +370,8 @@ class _Crew:
 
 def _ending(process: subprocess.Popen[bytes]) -> Mapping[str, Any] | None:
     """The last line a worker printed; None when it died without one."""
-    output = process.stdout.read() if process.stdout else b""
+    with process:  # closes its pipes
+        output = process.stdout.read() if process.stdout else b""
     lines = output.decode(errors="replace").strip().splitlines()
     try:
         return json.loads(lines[-1]) if lines else None

@@ -55,12 +55,18 @@ def to_json(value: Any) -> str:
 
 
 def _strict(value: Any) -> Any:
+    value = _plain(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
         return {str(key): _strict(below) for key, below in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(below) for below in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for one of NumPy's."""
     return value.item() if hasattr(value, "item") else value
 
 
@@ -76,6 +82,7 @@ def number(value: Any) -> str:
     """A table's cell: four digits of a float, all of a whole number, nothing for None."""
     if value is None:
         return ""
+    value = _plain(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

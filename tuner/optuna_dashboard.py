@@ -10,6 +10,7 @@ import copy
 import json
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
@@ -201,15 +202,23 @@ def serve(url: str, host: str, port: int, say: Callable[[str], None]) -> None:
         )
     database = open_database(url)
     try:
+        server = waitress.create_server(dashboard_app(database), sockets=[_listen(host, port)], threads=4)
         try:
-            server = waitress.create_server(dashboard_app(database), host=host, port=port, threads=4)
-        except OSError as error:
-            raise InputError(f"--port {port}: cannot be opened ({error.strerror}); choose another") from error
-        _stop_in_order_when_terminated()
-        say(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}/dashboard")
-        server.run()
+            _stop_in_order_when_terminated()
+            say(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}/dashboard")
+            server.run()
+        finally:
+            server.close()
     finally:
         database.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(f"--port {port}: cannot be opened ({error.strerror}); choose another") from error
 
 
 def _stop_in_order_when_terminated() -> None:

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import waitress
+
+from models.trainer import InputError
+from storage.database import StorageError
+from tests.tuner.toy_study import ROOT, files_below, make_study, summary_of, url
+from tuner.catalog import open_database
+from tuner.optuna_dashboard import dashboard_app, serve
+
+HALF_FEASIBLE = {
+    "config": {"x": 0.3, "y": 0.6, "shape": "a", "n_steps": 5, "violation": 0.25},
+    "arms": {"a": {}},
+    "n_trials": 12,
+    "space": {"x": {"low": 0.0, "high": 1.0}, "violation": {"choices": [-0.1, 0.25]}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`toy`: its default is the best of all and infeasible; `hard`: nothing is feasible."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    make_study(folder, **HALF_FEASIBLE)
+    make_study(folder, "hard", n_trials=3, config={**HALF_FEASIBLE["config"], "y": 0.1})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(folder: Path) -> Iterator[int]:
+    database = open_database(url(folder))
+    server = waitress.create_server(dashboard_app(database), host="127.0.0.1", port=0, threads=2)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield server.effective_port
+    server.close()  # wakes the loop, which finds no socket left
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    database.close()
+
+
+def ask(port: int, path: str, method: str = "GET", host: str | None = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}"})
+        response = connection.getresponse()
+        body = response.read()
+        is_json = "json" in (response.getheader("Content-Type") or "")
+        return response.status, json.loads(body) if is_json and body else body
+    finally:
+        connection.close()
+
+
+def study_id(port: int, name: str) -> int:
+    return next(s["study_id"] for s in ask(port, "/api/studies")[1]["study_summaries"] if s["study_name"] == name)
+
+
+def detail(port: int, name: str) -> dict[str, Any]:
+    status, body = ask(port, f"/api/studies/{study_id(port, name)}?after=0")
+    assert status == 200
+    return body
+
+
+def test_the_page_is_served(port: int) -> None:
+    status, body = ask(port, "/dashboard")
+    assert status == 200
+    assert b"<html" in body
+    assert ask(port, "/dashboard", "HEAD") == (200, b"")
+
+
+def test_trials_states_and_intermediate_values(port: int, folder: Path) -> None:
+    shown = detail(port, "toy")
+    summary = summary_of(folder)
+    assert [t["number"] for t in shown["trials"]] == list(range(12))
+    assert [t["state"].lower() for t in shown["trials"]] == [t.state for t in summary.trials]
+    assert {"Complete", "Pruned"} == {t["state"] for t in shown["trials"]}
+    assert all(t["intermediate_values"] for t in shown["trials"])
+    assert shown["objective_names"] == ["valid/toy/pr_auc"]
+
+
+def test_infeasible_trials_carry_their_true_violation(port: int, folder: Path) -> None:
+    shown = {t["number"]: t["constraints"] for t in detail(port, "toy")["trials"]}
+    truth = {t.number: [t.violation] for t in summary_of(folder).trials}
+    assert shown == truth
+    assert {value for (value,) in truth.values()} == {-0.1, 0.25}
+
+
+def test_decisions_are_attributes_of_trials(port: int) -> None:
+    trial = detail(port, "toy")["trials"][0]
+    attributes = {a["key"]: a["value"] for a in trial["user_attrs"]}
+    assert attributes["feasible"] == "False"
+    assert attributes["violation"] == "0.25"
+    assert attributes["arm"] == "a"
+    assert attributes["best step"] == "4"
+
+
+def test_the_best_trial_is_the_feasible_best(port: int, folder: Path) -> None:
+    summary = summary_of(folder)
+    shown = detail(port, "toy")
+    assert summary.best is not None
+    assert [t["number"] for t in shown["best_trials"]] == [summary.best.number]
+    # Optuna's own storage would show an infeasible one: the default is the best of all.
+    assert summary.trials[0].value == max(t.value or 0.0 for t in summary.trials)
+    assert summary.best.number != 0
+
+
+def test_no_best_trial_where_nothing_is_feasible(port: int) -> None:
+    shown = detail(port, "hard")
+    assert shown["best_trials"] == []
+    assert len(shown["trials"]) == 3
+
+
+def test_a_study_shows_its_data_and_its_constraint(port: int) -> None:
+    attributes = {a["key"]: a["value"] for a in detail(port, "toy")["user_attrs"]}
+    assert attributes["data"] == "toy data 'toy'"
+    assert attributes["constraint"] == "toy: precision >= 0.4, confidence 0.9, at least 30 rows"
+    assert attributes["thresholds"] == "search threshold, not certified"
+
+
+def test_importances_and_csv(port: int) -> None:
+    number = study_id(port, "toy")
+    status, body = ask(port, f"/api/studies/{number}/param_importances")
+    assert status == 200
+    assert {i["name"] for i in body["param_importances"][0]} == {"x", "violation"}
+    status, body = ask(port, f"/csv/{number}")
+    assert status == 200
+    assert body.count(b"\n") == 13
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_changed(port: int, folder: Path, method: str) -> None:
+    before = files_below(folder)
+    for path in ("/api/studies", "/api/studies/1", "/api/trials/1/tell", "/incompatible-rdb-schema"):
+        status, body = ask(port, path, method)
+        assert status == 403
+        assert "GET or HEAD" in body["reason"]
+    assert len(detail(port, "toy")["trials"]) == 12
+    assert files_below(folder) == before
+
+
+def test_looking_changes_nothing(port: int, folder: Path) -> None:
+    before = {name: facts for name, facts in files_below(folder).items() if not name.endswith("-shm")}
+    detail(port, "toy")
+    assert {name: facts for name, facts in files_below(folder).items() if not name.endswith("-shm")} == before
+
+
+def test_another_name_for_this_machine_is_refused(port: int) -> None:
+    assert ask(port, "/api/studies", host="evil.example")[0] == 403
+    assert ask(port, "/api/studies", host=f"localhost:{port}")[0] == 200
+    assert ask(port, "/api/studies", host=f"[::1]:{port}")[0] == 200
+
+
+def test_an_unknown_study(port: int) -> None:
+    assert ask(port, "/api/studies/99")[0] == 404
+
+
+def test_a_running_study_is_read_anew(tmp_path: Path) -> None:
+    make_study(tmp_path, n_trials=2)
+    database = open_database(url(tmp_path))
+    server = waitress.create_server(dashboard_app(database), host="127.0.0.1", port=0, threads=1)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert ask(server.effective_port, "/api/studies/1")[1]["trials"][1]["constraints"] == [-0.1]
+        make_study(tmp_path, "second", n_trials=1)
+        names = [s["study_name"] for s in ask(server.effective_port, "/api/studies")[1]["study_summaries"]]
+        assert names == ["toy", "second"]
+    finally:
+        server.close()
+        thread.join(timeout=20)
+        database.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+def test_only_this_machine(folder: Path, host: str) -> None:
+    with pytest.raises(InputError, match="asks for no password"):
+        serve(url(folder), host, 0, print)
+
+
+def test_a_port_that_is_taken(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port}: cannot be opened"):
+            serve(url(folder), "127.0.0.1", port, print)
+
+
+def test_no_database(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="expected a database"):
+        serve(url(tmp_path), "127.0.0.1", 0, print)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_stop(folder: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-u", "-m", "tuner", "dashboard", "--port", "0", "--storage", url(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        port = int(line.split("/dashboard")[0].rpartition(":")[2])
+        assert ask(port, "/api/studies")[0] == 200
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
