@@ -5,6 +5,7 @@ Sampler and pruner are rebuilt from the specification in every process; Optuna d
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,8 +96,9 @@ class Search:
                 study_name=name, storage=self.storage, sampler=self._sampler, pruner=optuna.pruners.NopPruner()
             )
         self._pruner = build_pruner(spec.pruner)
-        self._views: dict[str, _ArmStorage] = {}
         self._arm_studies: dict[str, optuna.Study] = {}
+        self._read: list[FrozenTrial] = []
+        self._n_ended = -1  # how many of the trials read had ended
 
     def arm_of(self, number: int) -> str:
         return self.arms[number % len(self.arms)]
@@ -116,7 +118,14 @@ class Search:
         ]  # fmt: skip
 
     def _frozen(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        self._read = self.study.get_trials(deepcopy=False)
+        self._n_ended = sum(trial.state.is_finished() for trial in self._read)
+        return self._read
+
+    def completed(self, arm: str) -> list[FrozenTrial]:
+        """An arm's completed trials, among those read last."""
+        trials = self._read[self.arms.index(arm) :: len(self.arms)]
+        return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
     def ask(self) -> optuna.Trial:
         """A queued trial if there is one, else a new one. The caller holds the study's lock."""
@@ -158,16 +167,17 @@ class Search:
     def should_prune(self, trial: optuna.Trial, n_ended: int) -> bool:
         """Whether the pruner gives up on the trial, compared with its arm's completed trials alone.
 
-        `n_ended` is the number of ended runs in the study: completed trials are read again only when it changes.
+        `n_ended` is the number of ended runs in the study: trials are read again only when it has changed.
         """
         if self._pruner is None or self.is_default(trial.number):
             return False
+        if n_ended != self._n_ended:
+            self._frozen()
+            self._n_ended = n_ended
         arm = self.arm_of(trial.number)
         if arm not in self._arm_studies:
-            index = self.arms.index(arm)
-            self._views[arm] = _ArmStorage(self.study._storage, index, len(self.arms))
-            self._arm_studies[arm] = optuna.Study(self.study.study_name, self._views[arm], pruner=self._pruner)
-        self._views[arm].expect(n_ended)
+            view: Any = _ArmStorage(self, arm)
+            self._arm_studies[arm] = optuna.Study(self.study.study_name, view, pruner=self._pruner)
         return self._pruner.prune(self._arm_studies[arm], trial._get_latest_trial())
 
     def end(self, trial: optuna.Trial, state: str, value: float | None, violation: float | None) -> None:
@@ -185,9 +195,7 @@ class Search:
                 with _unended(trial):
                     trial.set_constraint(CONSTRAINT, ranked_violation(violation, value, self.objective))
         told = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
-        self.study.tell(
-            trial, value if told == TrialState.COMPLETE else None, state=told, skip_if_finished=True
-        )
+        self.study.tell(trial, value if told == TrialState.COMPLETE else None, state=told, skip_if_finished=True)
 
 
 @contextmanager
@@ -217,9 +225,7 @@ def build_pruner(spec: PrunerSpec) -> optuna.pruners.BasePruner | None:
         with _experimental():
             return optuna.pruners.PatientPruner(median, patience=spec.patience)
     if spec.name == "hyperband":
-        return optuna.pruners.HyperbandPruner(
-            min_resource=max(1, spec.warmup_steps), max_resource=spec.max_steps
-        )
+        return optuna.pruners.HyperbandPruner(min_resource=max(1, spec.warmup_steps), max_resource=spec.max_steps)
     if spec.name == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, spec.warmup_steps))
     return None
@@ -288,6 +294,15 @@ class _SeededSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
+        # TPE and GP store what they sample for the other workers to see, and so for a trial that is asked again.
+        parts = sorted(
+            (int(key.rpartition(":")[2]), part)
+            for key, part in trial.system_attrs.items()
+            if ":relative_params:" in key
+        )
+        if parts:
+            stored = json.loads("".join(part for _, part in parts))
+            return {name: value for name, value in stored.items() if name in search_space}
         return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -300,39 +315,26 @@ class _SeededSampler(optuna.samplers.BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self._inner.after_trial(study, trial, state, values)
+        if self._spec.name != "cmaes":  # which would only warn, for every trial, that it ignores the constraint
+            self._inner.after_trial(study, trial, state, values)
 
 
 class _ArmStorage:
-    """A storage that shows one arm's trials; completed ones are read again only when more runs have ended.
+    """A storage that shows one arm's trials, the completed ones as they were read last.
 
     Optuna's pruners read all trials at every call; here that would be most of the database traffic of a step.
     """
 
-    def __init__(self, storage: Any, index: int, n_arms: int) -> None:
-        self._storage = storage
-        self._index = index
-        self._n_arms = n_arms
-        self._n_ended = -1
-        self._stale = True
-        self._completed: list[FrozenTrial] = []
-
-    def expect(self, n_ended: int) -> None:
-        if n_ended != self._n_ended:
-            self._n_ended = n_ended
-            self._stale = True
+    def __init__(self, search: Search, arm: str) -> None:
+        self._search = search
+        self._arm = arm
+        self._storage = search.study._storage
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        if states == (TrialState.COMPLETE,) and not deepcopy:
-            if self._stale:
-                self._completed = self._arm_trials(study_id, states)
-                self._stale = False
-            return self._completed
-        return self._arm_trials(study_id, states)
-
-    def _arm_trials(self, study_id: int, states: Any) -> list[FrozenTrial]:
+        if states == (TrialState.COMPLETE,):
+            return self._search.completed(self._arm)
         trials = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
-        return [trial for trial in trials if trial.number % self._n_arms == self._index]
+        return [trial for trial in trials if self._search.arm_of(trial.number) == self._arm]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
