@@ -56,6 +56,22 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/tuner.db"
 
 
+@pytest.fixture(scope="session")
+def _sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.searches import make_database
+
+    path = tmp_path_factory.mktemp("tables") / "tuner.db"
+    make_database(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def sqlite_with_tables_url(_sqlite_with_tables: Path, tmp_path: Path) -> str:
+    """The URL of a SQLite file with all tables, and nothing in them."""
+    shutil.copy(_sqlite_with_tables, tmp_path / "tuner.db")
+    return f"sqlite:///{tmp_path}/tuner.db"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty database: SQLite, then PostgreSQL."""

