@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 from torch import nn
 
-from models.gift.network import Dropout, MultiTaskMLP, bins_of, seeded
+from models.gift.network import Dropout, MultiTaskMLP, PiecewiseLinearEmbedding, bins_of, seeded
 from models.gift.trainer import NetworkConfig
 
 
@@ -94,12 +97,37 @@ def test_bins_follow_the_distinct_quantiles():
     assert edges[3].tolist() == [0, 1, 2, 4, 5]  # mostly zeros: the bins are where the other values are
 
 
-def test_columns_with_one_bin_are_no_cause_for_warning():
-    config = NetworkConfig(numeric_embedding="piecewise_linear", width=8, depth=1)
-    quantiles = np.stack([np.linspace(-1, 1, 257), np.r_[np.zeros(200), np.ones(57)], np.zeros(257)], 1)
-    net = network(config, n_numeric=3, cardinalities=(), quantiles=quantiles)
-    numeric = torch.tensor([[0.3, 1.0, 0.0], [-9.0, 0.0, 0.0]])
-    assert net(numeric, torch.zeros(2, 0, dtype=torch.int32)).isfinite().all()
+def test_piecewise_linear_embedding_equals_the_published_one():
+    columns = [np.linspace(-1, 1, 257), np.r_[np.zeros(200), np.ones(57)], np.zeros(257), np.r_[np.zeros(252), 1:6]]
+    bins = bins_of(np.stack(columns, 1), 6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .*-th feature has just two bin edges")
+        published = PiecewiseLinearEmbeddings(bins, 3, activation=False, version="B")
+    ours = PiecewiseLinearEmbedding(bins, 3)
+    assert not ours.weight.any()  # at first it is linear
+    mask = torch.stack([torch.arange(6) < len(edges) - 1 for edges in bins])
+    with torch.no_grad():
+        ours.weight.normal_()
+        for column, edges in enumerate(bins):
+            n = len(edges) - 1  # theirs keeps the last bin in the last place
+            published.linear.weight[column, : n - 1] = ours.weight[column, : n - 1]
+            published.linear.weight[column, -1] = ours.weight[column, n - 1]
+        published.linear0.weight.copy_(ours.linear)
+        published.linear0.bias.copy_(ours.bias)
+    x = torch.randn(500, 4) * 3
+    expected, found = published(x).flatten(1), ours(x)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(found)
+    expected.backward(upstream)
+    found.backward(upstream)
+    torch.testing.assert_close(ours.linear.grad, published.linear0.weight.grad, atol=1e-4, rtol=1e-4)
+    for column, edges in enumerate(bins):
+        n = len(edges) - 1
+        theirs = torch.cat(
+            [published.linear.weight.grad[column, : n - 1], published.linear.weight.grad[column, -1:]]
+        )
+        torch.testing.assert_close(ours.weight.grad[column, :n], theirs, atol=1e-3, rtol=1e-4)
+    assert not ours.weight.grad[~mask].any()
 
 
 def test_piecewise_linear_embedding_bends_at_its_bins():
@@ -107,9 +135,9 @@ def test_piecewise_linear_embedding_bends_at_its_bins():
     net = network(config, n_numeric=2, cardinalities=())
     assert net.tower[0].in_features == 2 * 3
     with torch.no_grad():
-        net.numeric_embedding.linear.weight.normal_()
+        net.numeric_embedding.weight.normal_()
     x = torch.linspace(-5, 5, 400)
-    embedded = net.numeric_embedding(torch.stack([x, x], 1))[:, 0, 0].detach()
+    embedded = net.numeric_embedding(torch.stack([x, x], 1))[:, 0].detach()
     bends = (embedded.diff().diff().abs() > 1e-4).nonzero().flatten()
     edges = bins_of(np.sort(np.random.default_rng(0).normal(size=(257, 2)), axis=0), 4)[0]
     assert all((edges - x[i + 1]).abs().min() < 0.06 for i in bends)
