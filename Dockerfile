@@ -1,10 +1,8 @@
-# One image for workers and dashboard. For a small CPU image:
-#   docker build --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu .
+# One image for workers and dashboard.
 FROM python:3.12-slim
-ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /app
 COPY requirements.lock ./
-RUN PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL pip install --no-cache-dir -r requirements.lock
+RUN pip install --no-cache-dir -r requirements.lock
 COPY pyproject.toml README.md ./
 COPY models models
 COPY storage storage
