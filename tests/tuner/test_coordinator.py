@@ -1,0 +1,330 @@
+"""What `tuner run` takes up of an existing study, what it warns of, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.trainer import InputError
+from storage.database import Database, StorageError
+from storage.runs import Store
+from tests.searches import METRIC, make_study, new_worker, work_off
+from tuner import coordinator
+from tuner.coordinator import RunFailed, RunOptions, choose_devices, read_spec, run
+from tuner.study import Study
+
+SPEC: dict[str, Any] = {
+    "study": "toy",
+    "trainer": "tests.toy:ToyTrainer",
+    "data": {"content": "toy"},
+    "decision": {"task": "toy", "target_precision": 0.5},
+    "objective": {"metric": METRIC},
+    "n_trials": 2,
+    "seed": 42,
+    "config": {"x": 0.5, "y": 0.5, "speed": 0.5},
+    "arms": {"one": {}, "two": {"speed": 0.2}},
+    "space": {"x": {"low": 0.0, "high": 1.0}},
+}
+
+
+class Said:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def show(self, summary: object, started: float) -> None:
+        pass
+
+
+class House:
+    """A finished study of two trials, and how it is run again."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder, self.url = folder, url
+        spec, trainer = read_spec(self.options())
+        database = Database(url)
+        manifest = trainer.load(coordinator.data_spec(spec, trainer, self.options()), frozenset()).manifest
+        study = coordinator.open_study(spec, manifest, self.options(), database)
+        worker = new_worker(study)
+        while (claim := study.claim(worker)) is not None:
+            work_off(study, claim)
+        study.store.end_worker(worker)
+        database.close()
+
+    def options(self, changes: dict[str, Any] | None = None, **flags: Any) -> RunOptions:
+        path = self.folder / "toy.yaml"
+        path.write_text(yaml.safe_dump({**SPEC, **(changes or {})}, sort_keys=False))
+        given = {"storage": self.url, "runs": str(self.folder / "runs"), "devices": "cpu", "workers": 1}
+        return RunOptions(str(path), **{**given, **flags})
+
+    def again(self, changes: dict[str, Any] | None = None, **flags: Any) -> list[str]:
+        said = Said()
+        _, code = run(self.options(changes, **flags), said)
+        assert code == 0
+        return said.lines
+
+    def row(self) -> Any:
+        database = Database(self.url)
+        row = Store(database).find_study("toy")
+        database.close()
+        return row
+
+
+@pytest.fixture
+def house(tmp_path: Path, sqlite_with_tables_url: str) -> House:
+    return House(tmp_path, sqlite_with_tables_url)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"space": {"x": {"low": 0.0, "high": 0.9}}}, "space.x.high: 1 -> 0.9"),
+        ({"space": {"x": SPEC["space"]["x"], "y": SPEC["space"]["x"]}}, "space.y"),
+        ({"config": {**SPEC["config"], "n_steps": 9}}, "config.n_steps: absent -> 9"),
+        ({"arms": {"one": {}}}, "arms.two.speed: 0.2 -> absent"),
+        ({"arms": {"two": {"speed": 0.2}, "one": {}}}, "arms: dealt in the order one, two -> two, one"),
+        ({"objective": {"metric": "valid/toy/roc_auc"}}, "objective.metric"),
+        ({"objective": {"metric": METRIC, "upper": 0.9}}, "objective.upper: 1 -> 0.9"),
+        ({"decision": {"task": "toy", "target_precision": 0.6}}, "decision.target_precision: 0.5 -> 0.6"),
+        ({"decision": {"task": "toy", "target_precision": 0.5, "min_selected": 9}}, "decision.min_selected"),
+        ({"data": {"content": "other"}}, "data.content"),
+        ({"seed": 43}, "seed: 42 -> 43"),
+        ({"sampler": {"name": "random"}}, "sampler.name"),
+        ({"pruner": {"name": "none"}}, "pruner.name"),
+    ],
+)
+def test_what_makes_trials_incomparable_is_refused(house: House, changes: dict[str, Any], named: str) -> None:
+    before = house.row()
+    with pytest.raises(InputError) as caught:
+        house.again(changes)
+    message = str(caught.value)
+    assert named in message
+    assert "--name NEW" in message
+    assert "tuner delete --study toy" in message
+    assert "\n" not in message
+    assert house.row() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [({"seed": 43}, "seed: 42 -> 43"), ({"overrides": ("config.x=0.4",)}, "config.x: 0.5 -> 0.4")],
+)
+def test_so_are_flags(house: House, flags: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        house.again(**flags)
+
+
+def test_other_data_under_the_same_options_are_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.toy import ToyDataset, ToyTrainer
+
+    load = ToyTrainer.load
+
+    def changed(self: ToyTrainer, data: Any, roles: Any) -> ToyDataset:
+        from dataclasses import replace
+
+        return ToyDataset(replace(load(self, data, roles).manifest, data_hash="f" * 16, source="changed files"))
+
+    monkeypatch.setattr(ToyTrainer, "load", changed)
+    with pytest.raises(InputError, match=r"data: toy data 'toy' \(toy0{9}\) -> changed files \(f{12}\)"):
+        house.again()
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({}, {"workers": 7}),
+        ({}, {"devices": "cpu,cpu"}),
+        ({}, {"timeout_s": 1.0}),
+        ({}, {"n_trials": 2}),
+        ({"description": "other words"}, {}),
+        ({"data": {"content": "toy", "path": "elsewhere"}}, {}),
+        ({"max_failures_in_a_row": 9}, {}),
+        ({"config": {"x": 0.50, "speed": 0.5, "y": 0.5}}, {}),  # written otherwise
+    ],
+)
+def test_what_is_free_to_change(house: House, changes: dict[str, Any], flags: dict[str, Any]) -> None:
+    assert "study toy: all 2 trials have ended, nothing is to do" in house.again(changes, **flags)
+
+
+def test_what_was_free_to_change_is_taken_over(house: House) -> None:
+    house.again({"max_failures_in_a_row": 9, "data": {"content": "toy", "path": "elsewhere"}})
+    database = Database(house.url)
+    spec = Study.open(database, "toy").spec
+    database.close()
+    assert (spec.max_failures_in_a_row, spec.data["path"]) == (9, "elsewhere")
+
+
+def test_a_lower_total_is_told_only_to_who_asked_for_it(house: House) -> None:
+    lowered = house.again(n_trials=1)
+    assert "n-trials: the study's total is 2 already and is never lowered (asked for 1)" in lowered
+    assert house.row().n_trials == 2
+    silent = house.again({"n_trials": 1})
+    assert not any("n-trials" in line for line in silent)
+
+
+def test_another_package_version_is_warned_of(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(coordinator, "version", lambda _name: "99.0")
+    with caplog.at_level(logging.WARNING):
+        house.again()
+    assert any("this is 99.0" in record.getMessage() for record in caplog.records)
+    assert house.row().package_version == "99.0"
+    caplog.clear()
+    house.again()
+    assert not caplog.records
+
+
+def test_another_name_is_another_study(house: House) -> None:
+    said = Said()
+    options = house.options({"seed": 43}, name="new")
+    spec, trainer = read_spec(options)
+    database = Database(house.url)
+    manifest = trainer.load(coordinator.data_spec(spec, trainer, options), frozenset()).manifest
+    study = coordinator.open_study(spec, manifest, options, database)
+    assert (study.name, study.search.trials()) == ("new", [])
+    database.close()
+    assert said.lines == []
+
+
+def test_replacements_are_as_many_as_failures(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(house.url)
+    study = Study.open(database, "toy")
+    study.store.start_study(study.id, 4, 0)
+    worker = new_worker(study)
+    for _ in range(2):
+        claim = study.claim(worker)
+        assert claim is not None
+        study.end(claim, "failed", "because")
+    study.store.end_worker(worker)
+    house.again(n_trials=4)
+    assert study.store.get_study(study.id).total == 4
+
+    class Refused(Exception):
+        pass
+
+    def no_crew(*_: Any) -> Any:
+        raise Refused
+
+    for _ in range(2):  # asked twice, added once
+        monkeypatch.setattr(coordinator, "_Crew", no_crew)
+        with pytest.raises(Refused):
+            house.again(n_trials=4, retry_failed=True)
+        assert study.store.get_study(study.id).total == 6
+    database.close()
+
+
+class TestDevices:
+    def test_one_worker_a_core_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("models.cuda_devices", list)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2})
+        assert choose_devices("auto", None) == ["cpu"] * 3
+        assert choose_devices("cpu", None) == ["cpu"] * 3
+        assert choose_devices("auto", 5) == ["cpu"] * 5
+
+    def test_one_worker_a_card(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("models.cuda_devices", lambda: ["cuda:0", "cuda:1"])
+        assert choose_devices("auto", None) == ["cuda:0", "cuda:1"]
+        assert choose_devices("auto", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+        assert choose_devices("cuda:1", None) == ["cuda:1"]
+        assert choose_devices("cuda:1, cpu", 3) == ["cuda:1", "cpu", "cuda:1"]
+
+    @pytest.mark.parametrize(("devices", "workers"), [("cuda:7", None), ("gpu", None), ("cpu", 0), ("cpu", -1)])
+    def test_others_are_refused(self, devices: str, workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("models.cuda_devices", lambda: ["cuda:0"])
+        with pytest.raises(InputError, match=r"--(devices|workers): expected"):
+            choose_devices(devices, workers)
+
+
+class TestCrew:
+    """What the coordinator makes of workers that end; workers are small scripts here."""
+
+    @pytest.fixture
+    def crew(self, sqlite_with_tables_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        monkeypatch.setattr(coordinator, "POLL_S", 0.01)
+        database = Database(sqlite_with_tables_url)
+        (tmp_path / "toy.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+        options = RunOptions(
+            str(tmp_path / "toy.yaml"), runs=str(tmp_path / "runs"), storage=sqlite_with_tables_url
+        )
+        study = make_study(database, read_spec(options)[0])
+        started = []
+
+        def make(*scripts: str, timeout_s: float | None = None) -> Any:
+            from dataclasses import replace
+
+            left = iter(scripts)
+
+            def arguments(_options: Any) -> list[str]:
+                started.append(1)
+                return ["sh", "-c", next(left)]
+
+            monkeypatch.setattr(coordinator, "arguments", arguments)
+            crew = coordinator._Crew(
+                study, ["cpu"] * min(2, len(scripts)), replace(options, timeout_s=timeout_s), Said(), 0.0
+            )
+            crew._started = coordinator.time.monotonic()
+            return crew
+
+        make.started = started  # type: ignore[attr-defined]
+        yield make
+        database.close()
+
+    ok = """echo '{"reason": null, "serve_s": 2.0, "fit_s": 1.5}'"""
+
+    def test_time_is_added_up(self, crew: Any) -> None:
+        made = crew(self.ok, self.ok)
+        assert made.see_through() == 0
+        assert made.time_s == {"serve_s": 4.0, "fit_s": 3.0}
+
+    def test_a_dead_one_is_replaced(self, crew: Any) -> None:
+        assert crew(self.ok, "kill -9 $$", "exit 1", self.ok).see_through() == 0
+        assert len(crew.started) == 4
+
+    def test_those_that_keep_dying_are_not(self, crew: Any) -> None:
+        with pytest.raises(RunFailed, match=r"keep dying \(exit 7\); see .*logs"):
+            crew(*["exit 7"] * 40).see_through()
+        assert len(crew.started) == coordinator.MAX_BARREN_DEATHS + 1  # two at once
+
+    def test_bad_input_stops_everybody(self, crew: Any) -> None:
+        refused = """echo '{"reason": "the disk is full"}'; exit 2"""
+        with pytest.raises(InputError, match="the disk is full"):
+            crew(refused, f"cat; {self.ok}").see_through()  # cat ends with its standard input
+
+    def test_the_first_reason_counts_with_its_kind(self, crew: Any) -> None:
+        failed = """echo '{"reason": "three failed"}'; exit 1"""
+        later = """cat; echo '{"reason": "something else"}'; exit 2"""
+        with pytest.raises(RunFailed, match="three failed"):
+            crew(failed, later).see_through()
+
+    def test_the_time_is_up(self, crew: Any) -> None:
+        assert crew(f"cat; {self.ok}", f"cat; {self.ok}", timeout_s=0.05).see_through() == 0
+
+    def test_one_that_dies_while_all_stop_is_neither_replaced_nor_a_fault(self, crew: Any) -> None:
+        assert crew("cat; kill -9 $$", f"cat; {self.ok}", timeout_s=0.05).see_through() == 0
+        assert len(crew.started) == 2
+
+
+def test_an_unreachable_database_is_told_before_data_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.toy import ToyTrainer
+
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    monkeypatch.setattr(ToyTrainer, "load", lambda *_: pytest.fail("prepared"))
+    options = RunOptions(
+        str(tmp_path / "toy.yaml"), storage="postgresql://u:secret@127.0.0.1:1/n", devices="cpu",
+        runs=str(tmp_path / "runs"),
+    )  # fmt: skip
+    with pytest.raises(StorageError, match=r"u:\*\*\*@127.0.0.1:1"):
+        run(options, Said())
+    assert not (tmp_path / "runs").exists()
