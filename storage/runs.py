@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,78 +15,14 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from storage.database import Database, StorageError
 from storage.leases import GRACE_S, ProcessIdentity, is_dead
+from storage.rows import AttemptRow, MeasurementRow, RunRow, StudyRow, WorkerRow
 from storage.tables import attempts, measurements, runs, studies, workers
+
+__all__ = ["AttemptRow", "Fenced", "MeasurementRow", "RunRow", "Store", "StudyRow", "WorkerRow"]
 
 
 class Fenced(Exception):
     """This attempt is no longer the run's current one: another worker owns the trial. Write nothing more."""
-
-
-@dataclass(frozen=True)
-class StudyRow:
-    """One study as stored. `data` and `spec` are JSON texts."""
-
-    id: int
-    name: str
-    spec: str
-    data: str
-    package_version: str
-    n_trials: int
-    n_replacements: int
-    created_at: float
-    started_at: float
-
-    @property
-    def total(self) -> int:
-        """How many ended trials the study is to have."""
-        return self.n_trials + self.n_replacements
-
-
-@dataclass(frozen=True)
-class WorkerRow:
-    """One worker process; `age_s` is the time since its lease was renewed, by the database's clock."""
-
-    id: int
-    identity: ProcessIdentity
-    device: str
-    started_at: float
-    age_s: float
-    ended_at: float | None
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One run; (checkpoint_attempt, checkpoint_step) names its newest accepted checkpoint."""
-
-    number: int
-    arm: str
-    config: dict[str, Any] | None
-    attempt: int
-    checkpoint_attempt: int | None
-    checkpoint_step: int | None
-    best_step: int | None
-    ended_at: float | None
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class AttemptRow:
-    number: int
-    attempt: int
-    worker_id: int
-    claimed_at: float
-    released_at: float | None
-    outcome: str | None
-
-
-@dataclass(frozen=True)
-class MeasurementRow:
-    """One step's metrics. `attempt` is the one that measured it and has its checkpoint (0: the current one)."""
-
-    step: int
-    metrics: Mapping[str, float]
-    elapsed_s: float
-    attempt: int = 0
 
 
 class Store:
@@ -155,9 +90,7 @@ class Store:
         """Store what may change of a study between two runs of it."""
         with self.database.transaction() as connection:
             connection.execute(
-                studies.update()
-                .where(studies.c.id == study_id)
-                .values(spec=spec, package_version=package_version)
+                studies.update().where(studies.c.id == study_id).values(spec=spec, package_version=package_version)
             )
 
     # --- workers and their leases ----------------------------------------------------------------------------
@@ -183,9 +116,7 @@ class Store:
 
     def end_worker(self, worker_id: int) -> None:
         with self.database.transaction() as connection:
-            connection.execute(
-                workers.update().where(workers.c.id == worker_id).values(ended_at=self.database.now)
-            )
+            connection.execute(workers.update().where(workers.c.id == worker_id).values(ended_at=self.database.now))
 
     def workers(self, study_id: int) -> list[WorkerRow]:
         age = (self.database.now - workers.c.renewed_at).label("age_s")
@@ -234,7 +165,6 @@ class Store:
 
         return {claim.number: fate(claim) for claim in claims}
 
-
     # --- runs and attempts -----------------------------------------------------------------------------------
 
     def claim(self, study_id: int, number: int, arm: str, worker_id: int) -> int:
@@ -243,9 +173,7 @@ class Store:
             attempt = connection.execute(
                 self._insert(runs)
                 .values(study_id=study_id, number=number, arm=arm, attempt=1)
-                .on_conflict_do_update(
-                    index_elements=["study_id", "number"], set_={"attempt": runs.c.attempt + 1}
-                )
+                .on_conflict_do_update(index_elements=["study_id", "number"], set_={"attempt": runs.c.attempt + 1})
                 .returning(runs.c.attempt)
             ).scalar_one()
             # An attempt that was left between re-queueing and release is over too.
@@ -363,9 +291,7 @@ class Store:
         query = sa.select(attempts).where(attempts.c.study_id == study_id)
         with self.database.transaction() as connection:
             rows = connection.execute(query.order_by(attempts.c.number, attempts.c.attempt)).all()
-        return [
-            AttemptRow(r.number, r.attempt, r.worker_id, r.claimed_at, r.released_at, r.outcome) for r in rows
-        ]
+        return [AttemptRow(r.number, r.attempt, r.worker_id, r.claimed_at, r.released_at, r.outcome) for r in rows]
 
     def measurements(self, study_id: int, numbers: Iterable[int]) -> dict[int, list[MeasurementRow]]:
         """The stored measurements of some runs, each in the order of steps."""
@@ -446,9 +372,7 @@ class Store:
         if found:
             raise Fenced(f"trial {number}: expected attempt {attempt} to be the current one, got {found}")
 
-    def _release(
-        self, connection: sa.Connection, study_id: int, number: int, attempt: int, outcome: str
-    ) -> None:
+    def _release(self, connection: sa.Connection, study_id: int, number: int, attempt: int, outcome: str) -> None:
         connection.execute(
             attempts.update()
             .where(

@@ -50,6 +50,12 @@ def sqlite(sqlite_with_tables_url: str) -> Iterator[Database]:
     database.close()
 
 
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches keep their trials in memory: for questions about sampling and pruning that take many trials."""
+    monkeypatch.setattr("tuner.optuna_study.RetryingStorage", lambda _database: optuna.storages.InMemoryStorage())
+
+
 def configs(spec: Spec, search: Search, trial: optuna.Trial, limit: int = 99) -> dict[str, Any]:
     """Suggest the first `limit` dimensions of a trial, in order."""
     told: dict[str, Any] = {}
@@ -90,8 +96,8 @@ class TestSampling:
     def test_a_study_is_reproducible_also_when_killed_between_two_suggestions(
         self, sqlite: Database, sampler: str
     ) -> None:
-        n = 9 if sampler == "gp" else 14
-        spec = make_spec(sampler={"name": sampler, "n_startup_trials": 4})
+        n = 7 if sampler == "gp" else 14
+        spec = make_spec(sampler={"name": sampler, "n_startup_trials": 3})
         whole = self.params(sqlite, spec, "whole", n)
         assert self.params(sqlite, spec, "killed", n, killed=(1, 3, n - 2, n - 1)) == whole
         assert len({params["x"] for params in whole}) > n / 2
@@ -153,7 +159,9 @@ class TestInfeasible:
         trial = search.study.trials[0]
         assert (trial.state, trial.constraints) == (STATE.FAIL, {})
 
-    def test_where_nothing_is_feasible_the_search_still_beats_random_search(self, sqlite: Database) -> None:
+    def test_where_nothing_is_feasible_the_search_still_beats_random_search(
+        self, sqlite: Database, in_memory: None
+    ) -> None:
         n_trials, seeds = 18, range(20)
         space = {name: {"low": 0.0, "high": 1.0} for name in ("x", "y", "speed")}
 
@@ -271,7 +279,9 @@ class TestPruning:
         endings = Counter(play(search, curve, 12, n) for n, curve in enumerate(curves))
         assert (endings["pruned"] > 3) == (pruner != "none")
 
-    def test_a_slow_learning_arm_completes_as_many_trials_as_the_others(self, sqlite: Database) -> None:
+    def test_a_slow_learning_arm_completes_as_many_trials_as_the_others(
+        self, sqlite: Database, in_memory: None
+    ) -> None:
         # The slow arm is behind at every step up to the last few, where it ends best.
         arms = {"fast": (0.6, 0.9), "medium": (0.7, 0.4), "slow": (1.0, 0.15)}
         completed: Counter[str] = Counter()
