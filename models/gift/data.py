@@ -77,7 +77,7 @@ class Task:
 class Simulate(FrozenModel):
     """Scale (1 = the published size, 4.9 M clicks) and seed of simulated KuaiLive files."""
 
-    scale: float = Field(gt=0.0, le=2.0)
+    scale: float = Field(ge=0.001, le=1.0)  # what the simulator takes (`simulate.SCALES`)
     seed: int = Field(default=42, ge=0)
 
 
@@ -170,15 +170,12 @@ def _kuailive_faults(data: GiftData) -> list[str]:
 def _table_faults(data: GiftData) -> list[str]:
     columns = [*data.numeric_columns, *data.categorical_columns]
     faults = [
-        f"{c}: listed twice among the feature columns"
-        for c in sorted({c for c in columns if columns.count(c) > 1})
+        f"{c}: listed twice among the feature columns" for c in sorted({c for c in columns if columns.count(c) > 1})
     ]
     if not columns:
         faults.append("numeric_columns, categorical_columns: expected at least one feature column")
     leaks = {task.column: name for name, task in data.tasks.items() if task.column in columns}
-    faults += [
-        f"{column}: is the target of task {name} and cannot be a feature" for column, name in leaks.items()
-    ]
+    faults += [f"{column}: is the target of task {name} and cannot be a feature" for column, name in leaks.items()]
     if data.split.by != "hash" and data.split.column is None:
         faults.append(f"split.column: expected a column for `by: {data.split.by}`")
     faults += ["simulate: for `source: kuailive` only"] if data.simulate is not None else []
@@ -338,9 +335,7 @@ def refuse_unusable(facts: Mapping[str, Any], roles: frozenset[Role]) -> None:
     """Raises InputError where one of `roles` has no rows, or lacks positives or negatives of a binary task."""
     for role in (role for role in ROLES if role in roles):
         if not facts[role]["rows"]:
-            raise InputError(
-                f"split: role {role} has no rows; change the shares of data.split or give more data"
-            )
+            raise InputError(f"split: role {role} has no rows; change the shares of data.split or give more data")
         for name, counts in facts[role]["tasks"].items():
             if counts.get("positives") == 0 and counts["known"]:
                 raise InputError(

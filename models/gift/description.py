@@ -266,7 +266,8 @@ def _recomputed_check(raw: RawTable, origin: Origin, options: GiftData, seed: in
 
 
 def _target_check(raw: RawTable, options: GiftData) -> dict[str, Any]:
-    """No feature is a target under another name: equal, in every known row, to a label."""
+    """No feature is a target under another name: equal, in every known row, to a label, or
+    (binary) with one value for just one of its sides."""
     columns = {name: np.asarray(raw.numeric[:, i], np.float64) for i, name in enumerate(raw.numeric_names)}
     columns |= {name: column.codes.astype(np.float64) for name, column in raw.categorical.items()}
     faults = []
@@ -282,4 +283,6 @@ def _target_check(raw: RawTable, options: GiftData) -> dict[str, Any]:
 def _same_partition(values: np.ndarray, label: np.ndarray, task: Task) -> bool:
     if task.kind == "regression":
         return bool(np.array_equal(values.astype(np.float32), label))
-    return any(bool(np.array_equal(values == level, label == 1)) for level in np.unique(values)[:2])
+    # one value that all positives have and no other row, or all negatives: 0 where an amount tells the label
+    sides = [(np.unique(values[label == side]), label == side) for side in (1, 0)]
+    return any(len(own) == 1 and np.array_equal(np.isin(values, own), rows) for own, rows in sides)

@@ -48,8 +48,8 @@ def find_origin(data: DataSpec) -> Origin:
 
 def _simulated_origin(data: DataSpec, options: GiftData, asked: Simulate) -> Origin:
     version = simulate.SIMULATOR_VERSION
-    path = data.cache / f"simulated-{asked.scale:g}-{asked.seed}-v{version}" / "KuaiLive"
-    source = f"simulated KuaiLive, scale {asked.scale:g}, seed {asked.seed}, simulator version {version}"
+    path = data.cache / f"simulated-{asked.scale!r}-{asked.seed}-v{version}" / "KuaiLive"
+    source = f"simulated KuaiLive, scale {asked.scale!r}, seed {asked.seed}, simulator version {version}"
     log.warning("action=simulated_data %s is absent: using %s; name real data with --data", data.path, source)
     identity = {"simulator": version, "scale": float(asked.scale), "seed": asked.seed}
     return Origin(path, source, True, {}, _data_hash(identity, options))
@@ -94,8 +94,6 @@ def task_labels(raw: RawTable, options: GiftData) -> dict[str, np.ndarray]:
             hit = values > task.above if task.above is not None else values == task.positive
             values = np.where(known, hit, np.nan)
         elif task.kind == "binary" and not np.isin(values[known], (0, 1)).all():
-            raise InputError(
-                f"tasks.{task.name}.column: expected a 0/1 column, got {task.column}; add `above: x`"
-            )
+            raise InputError(f"tasks.{task.name}.column: expected a 0/1 column, got {task.column}; add `above: x`")
         labels[task.name] = values
     return labels

@@ -32,6 +32,12 @@ def assign(raw: RawTable, split: Split) -> Assignment:
     if split.by in ("day", "time"):
         if raw.order is None:
             raise InputError(f"split.by: {split.by} needs data with a time, got none; name split.column")
+        if split.by == "day" and not raw.facts.get("order_is_time", True):
+            # taken for ms, seconds or dates such as 20250505 would all lie on a few days of 1970
+            raise InputError(
+                f"split.by: day: expected ms since the epoch or dates in {split.column}, got whole numbers as low "
+                f"as {int(np.min(raw.order))}; convert them, or use `time`"
+            )
         return _by_time(raw, split)
     if split.by == "group":
         keys = raw.split_key if raw.split_key is not None else mix(raw.unit.astype(np.uint64))

@@ -23,7 +23,7 @@ from models.gift.data import Categories, GiftData, RawTable, Task
 from models.gift.split import level_hashes
 from models.trainer import InputError
 
-READER_VERSION = 1  # raise it with any change of a value read
+READER_VERSION = 2  # raise it with any change of a value read
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
 
@@ -209,6 +209,8 @@ def _categories(column: pa.ChunkedArray) -> Categories:
     """Levels as text, sorted, so that codes do not hang on the order of rows."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):  # parquet knows NaN beside null: as text it would be a level of its own
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     if not pa.types.is_string(column.type):
         column = column.cast(pa.string())
     encoded = column.combine_chunks().dictionary_encode()

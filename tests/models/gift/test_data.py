@@ -20,7 +20,7 @@ from models import prepared
 from models.gift import preparation
 from models.gift.data import GiftData, load
 from models.gift.origin import find_origin
-from models.gift.simulate import SIMULATOR_VERSION
+from models.gift.simulate import SCALES, SIMULATOR_VERSION
 from models.trainer import ROLES, DataSpec, DiskError, InputError, Role
 from tests.models.gift.tables import (
     ALL,
@@ -221,6 +221,20 @@ def test_simulated_data_take_the_place_of_an_absent_default_path_and_say_so(
     gift, amount = part.labels[:, 2] == 1, part.labels[:, 3]
     np.testing.assert_array_equal(amount > 0, gift)
     assert dataset.base_rate["has_gift"] == pytest.approx(gift.mean())
+
+
+def test_close_scales_of_the_simulation_do_not_share_a_folder(tmp_path: Path) -> None:
+    given = [GiftData(**{**KUAILIVE, "simulate": {"scale": scale}}) for scale in (0.01234567, 0.01234568)]
+    found = [find_origin(DataSpec(options, Path("nowhere/at/all"), tmp_path)) for options in given]
+    assert found[0].path != found[1].path
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_specification_takes_the_scales_that_the_simulator_takes(scale: float) -> None:
+    GiftData(**{**KUAILIVE, "simulate": {"scale": scale}})
+    for beyond in (SCALES[0] / 2, SCALES[1] * 1.5):
+        with pytest.raises(ValueError, match=r"simulate\.scale"):
+            GiftData(**{**KUAILIVE, "simulate": {"scale": beyond}})
 
 
 def test_a_simulated_hash_travels_and_needs_no_files(simulated: DataSpec, tmp_path: Path) -> None:

@@ -110,11 +110,16 @@ def test_describe_notices_a_target_under_another_name(tmp_path: Path) -> None:
     frame = make_frame()
     frame["taxed"] = np.where(frame["income"] == "50000+.", "yes", "no")
     frame["weeks_again"] = frame["weeks"]
-    given = options(numeric_columns=["age", "weeks_again"], categorical_columns=["taxed"])
+    frame["bracket"] = np.where(frame["income"] == "50000+.", "z", np.where(frame["age"] < 40, "a", "b"))
+    frame["cents"] = frame["paid"] * 100
+    given = options(numeric_columns=["age", "weeks_again", "cents"], categorical_columns=["taxed", "bracket"])
     check = check_of(describe(spec(tmp_path, frame, given)), "no target among")
     assert not check["ok"]
     assert "weeks_again is the target weeks" in check["detail"]
     assert "taxed is the target rich" in check["detail"]
+    assert "bracket is the target rich" in check["detail"], "its last level of three"
+    assert "cents is the target pays" in check["detail"], "0 just where pays is 0"
+    assert "age is" not in check["detail"]
 
 
 def test_describe_reports_a_role_without_positives_as_a_failed_check(tmp_path: Path) -> None:

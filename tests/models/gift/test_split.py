@@ -68,6 +68,14 @@ def test_too_few_days_are_refused_and_three_are_enough() -> None:
     assert split.assign(raw_of(hours), given).counts == {"train": 24, "valid": 16, "calibrate": 8, "test": 24}
 
 
+def test_whole_numbers_that_are_no_milliseconds_are_not_cut_into_days() -> None:
+    seconds = np.linspace(1.4e9, 1.7e9, 500).astype(np.int64)  # ten years, that would be four days of 1970 in ms
+    raw = raw_of(seconds, facts={"order_is_time": False})
+    with pytest.raises(InputError, match="expected ms since the epoch or dates in when, got whole numbers as low"):
+        split.assign(raw, Split(by="day", column="when", **SHARES))
+    assert split.assign(raw, Split(by="time", column="when", **SHARES)).counts["train"] == 350
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=60))
 def test_equal_times_stay_on_one_side_and_roles_follow_time(times: list[int]) -> None:

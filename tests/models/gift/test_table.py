@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from models.gift import table
@@ -142,6 +144,15 @@ def test_booleans_of_parquet_are_labels_and_features(tmp_path: Path) -> None:
     raw = table.read(tmp_path / "t.parquet", one_task(column="y"))
     assert raw.labels["target"].tolist() == [0, 1]
     assert raw.numeric.tolist() == [[1], [0]]
+
+
+def test_nan_is_as_missing_as_null_in_labels_and_categories(tmp_path: Path) -> None:
+    numbers = pa.array([2.0, float("nan"), None, 1.0])  # pandas writes NaN as null, other writers keep it
+    pa.parquet.write_table(pa.table({"age": numbers, "city": numbers, "y": numbers}), tmp_path / "t.parquet")
+    raw = table.read(tmp_path / "t.parquet", one_task(column="y", positive=2))
+    np.testing.assert_array_equal(raw.labels["target"], [1, np.nan, np.nan, 0])
+    assert raw.categorical["city"].levels == ("1", "2")
+    assert raw.categorical["city"].codes.tolist() == [1, -1, -1, 0]
 
 
 def test_group_column_gives_units_and_one_key_per_group(write: Callable[[str], Path]) -> None:
