@@ -121,12 +121,14 @@ def delete(database: Database, name: str, runs: Path) -> bool:
 
 
 def _remove_folder(folder: Path) -> bool:
-    if not folder.exists():
-        return False
-    doomed = folder.with_name(f".{folder.name}.deleted-{os.getpid()}")
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    existed = folder.exists()
     try:
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
+        if doomed.exists():  # an earlier deletion was killed in the middle of it
+            shutil.rmtree(doomed)
+        if existed:
+            os.replace(folder, doomed)
+            shutil.rmtree(doomed)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be removed ({error.strerror}); mend its permissions") from error
-    return True
+    return existed

@@ -7,7 +7,9 @@ line a fault; 3 `tuner best` where nothing is feasible; 130 interrupted.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,6 +121,9 @@ def run(**given: Any) -> int:
     from tuner import coordinator, display
 
     options = _run_options(**given)
+    if threading.current_thread() is threading.main_thread():
+        # Also while data are prepared, before there are workers: a container's first process would not hear it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with display.Progress(Console(stderr=True)) as progress:
         summary, code = coordinator.run(options, progress)
     click.echo(display.summary_text(summary, Path(options.runs)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -25,7 +26,7 @@ from storage.runs import Store, StudyRow
 from storage.tables import create_schema
 from tuner.catalog import check_database
 from tuner.optuna_study import IGNORES_CONSTRAINTS, Search, create_optuna_schema
-from tuner.spec import Spec, check_spec, differences, load_spec
+from tuner.spec import MAX_NAME, STUDY_NAME, Spec, check_spec, differences, load_spec
 from tuner.study import Study
 from tuner.summary import StudySummary, as_json, summarize
 from tuner.worker import REFUSED_EXIT, WorkerOptions, arguments
@@ -79,6 +80,11 @@ class RunFailed(Exception):
 
 def read_spec(options: RunOptions) -> tuple[Spec, Any]:
     """The checked specification and its trainer. Raises SpecError with every fault."""
+    if options.name is not None and not (re.fullmatch(STUDY_NAME, options.name) and len(options.name) <= MAX_NAME):
+        raise InputError(
+            f"--name: expected letters, digits, '.', '_' and '-', a letter or digit first, at most {MAX_NAME}, "
+            f"got {options.name!r}"
+        )
     overrides = list(options.overrides)
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
@@ -128,6 +134,7 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
     name = options.name or spec.study
     store = Store(database)
     if not check_database(database) or store.find_study(name) is None:
+        _refuse_others(Path(options.runs) / name, options, database)
         _refuse_leftovers(Path(options.runs) / name)
     create_schema(database)
     create_optuna_schema(database)
@@ -164,6 +171,17 @@ def refusals(row: StudyRow, spec: Spec, manifest: Manifest) -> list[str]:
             f"data: {was['source']} ({was['data_hash'][:12]}) -> {manifest.source} ({manifest.data_hash[:12]})"
         )
     return refused
+
+
+def _refuse_others(folder: Path, options: RunOptions, database: Database) -> None:
+    """The cache and the database lie beside the studies; deleting a study of their name would take them along."""
+    database_files = (
+        [f"{database.path}{end}" for end in ("", "-wal", "-shm", ".lock")] if database.is_sqlite else []
+    )
+    if folder == options.cache or str(folder.absolute()) in database_files or folder.is_file():
+        raise InputError(
+            f"{folder}: expected a folder for the study, got the place of something else; use --name NEW"
+        )
 
 
 def _refuse_leftovers(folder: Path) -> None:
@@ -264,9 +282,7 @@ class _Crew:
 
     def see_through(self) -> int:
         """Start the workers and wait for the total, the timeout, an interrupt or a fault."""
-        previous = {
-            number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for slot in self._devices:
                 self._start(slot)
@@ -304,6 +320,7 @@ class _Crew:
 
     def _watch(self) -> None:
         stopping = False
+        patience = 1  # interrupts that are asked for in order; after a stop of another kind the first is at once
         fault: InputError | RunFailed | None = None
         while self._processes:
             for slot, process in self._reap():
@@ -321,16 +338,17 @@ class _Crew:
                 elif not stopping and fault is None:
                     self._start(slot)
             timed_out = (
-                self._options.timeout_s is not None
-                and time.monotonic() - self._started > self._options.timeout_s
+                self._options.timeout_s is not None and time.monotonic() - self._started > self._options.timeout_s
             )
             if (self._interrupts or timed_out or fault) and not stopping:
                 stopping = True
                 word = "interrupted" if self._interrupts else "time is up" if timed_out else "stopping"
-                self._observer.say(f"{word}: workers stop at their next measurement (again to stop at once)")
+                again = "again" if self._interrupts else "Ctrl-C"
+                patience = 1 if self._interrupts else 0
+                self._observer.say(f"{word}: workers stop at their next measurement ({again} to stop at once)")
                 for process in self._processes.values():
                     process.stdin.close()  # type: ignore[union-attr]
-            if self._interrupts > 1:
+            if self._interrupts > patience:
                 return
             self._show()
             time.sleep(POLL_S)

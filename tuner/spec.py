@@ -22,6 +22,10 @@ from tuner.tree import find, leaves, merge, put, same, settles
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A study's name is the name of its folder: it must not lead out of the folder of runs.
+STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+MAX_NAME = 100
+
 # What every trainer measures of the decision's task at every step, and which way is better.
 _MAXIMISED = (
     *("pr_auc", "roc_auc", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct"),
@@ -94,7 +98,7 @@ class Spec(FrozenModel):
     `arms` are overlays on `config`, in the order in which they are dealt; `n_trials` counts ended trials.
     """
 
-    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    study: str = Field(pattern=f"^{STUDY_NAME}$", max_length=MAX_NAME)
     description: str = ""
     trainer: str
     data: dict[str, Any]

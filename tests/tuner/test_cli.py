@@ -192,6 +192,17 @@ def test_a_bug_keeps_its_traceback(tuner: Tuner, tmp_path: Path, monkeypatch: py
         tuner(tmp_path, "run", "--study", "toy")
 
 
+def test_terminated_before_any_worker_is_an_interrupt(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.coordinator.run", lambda _options, _observer: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert tuner(tmp_path, "run", "--study", "toy")[0] == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_interrupted_before_any_worker(tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(_options: object, _observer: object) -> None:
         raise KeyboardInterrupt
@@ -237,6 +248,10 @@ BAD = {
     "no trials": (("run", "--study", "toy", "--n-trials", "0"), "'--n-trials'"),
     "no workers": (("run", "--study", "toy", "--workers", "0"), "'--workers'"),
     "unknown device": (("run", "--study", "toy", "--devices", "cuda:97"), "got 'cuda:97'"),
+    "name that leads out": (("run", "--study", "toy", "--name", "../../x"), "got '../../x'"),
+    "name of the cache": (("run", "--study", "toy", "--name", "cache"), "got the place of something else"),
+    "name of the database": (("run", "--study", "toy", "--name", "tuner.db"), "got the place of something else"),
+    "describe, unknown study": (("data", "describe", "--study", "nosuch"), "got 'nosuch'"),
     "no override": (("run", "--study", "toy", "--set", "config.x"), "expected dotted.key=value"),
     "override of nothing": (("run", "--study", "toy", "--set", "config.nosuch=1"), "config.nosuch"),
     "low above high": (("run", "--study", "toy", "--set", "space.x={low: 2, high: 1}"), "low must be below high"),
@@ -472,6 +487,17 @@ def test_a_killed_deletion_can_be_repeated(tuner: Tuner, tmp_path: Path) -> None
     assert tuner(tmp_path, "studies", "--format", "json")[1] == "[]\n"
 
 
+def test_a_deletion_killed_among_the_files_can_be_repeated(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study(tmp_path, n_trials=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("tuner.catalog.shutil.rmtree", lambda _folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert tuner(tmp_path, "delete", "--study", "toy", "--yes")[0] == 130
+    assert tuner(tmp_path, "delete", "--study", "toy", "--yes")[0] == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []
+
+
 # --- check ---------------------------------------------------------------------------------------------------
 
 
@@ -497,6 +523,14 @@ def test_check_shows_every_fault(tuner: Tuner, tmp_path: Path) -> None:
     assert [line.split()[:2] for line in err.splitlines()] == [
         ["FAULT", "device:"], ["FAULT", "data:"], ["FAULT", "database:"]
     ]  # fmt: skip
+
+
+def test_check_tells_a_name_that_would_be_refused(tuner: Tuner, tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    code, _, err = tuner(tmp_path, "check", "--study", "toy", "--name", "..")
+    assert code == 2
+    assert "--name: expected letters" in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_check_tells_a_resume_that_would_be_refused(tuner: Tuner, worked: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -328,3 +331,18 @@ def test_an_unreachable_database_is_told_before_data_are_prepared(
     with pytest.raises(StorageError, match=r"u:\*\*\*@127.0.0.1:1"):
         run(options, Said())
     assert not (tmp_path / "runs").exists()
+
+
+def test_time_is_up_then_one_interrupt_stops_at_once(house: House) -> None:
+    class Impatient(Said):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if line.startswith("time is up"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    said, started = Impatient(), time.monotonic()
+    slow = {"config": {**SPEC["config"], "step_s": 100.0}}
+    _, code = run(house.options(slow, name="slow", timeout_s=4.0), said)
+    assert code == 130
+    assert time.monotonic() - started < 60
+    assert "(Ctrl-C to stop at once)" in said.lines[-1]
