@@ -39,9 +39,7 @@ workers = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("host", sa.String(255), nullable=False),
-    sa.Column(
-        "boot", sa.String(255), nullable=False
-    ),  # boot id and process namespace: where a pid means something
+    sa.Column("boot", sa.String(255), nullable=False),  # boot id and process namespace: where a pid means something
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("process_start", sa.BigInteger, nullable=False),  # tells a reused pid apart
     sa.Column("device", sa.String(64), nullable=False),

@@ -61,9 +61,7 @@ class ToyTrainer:
     Data = ToyData
 
     def check(self, config: ToyConfig, data: ToyData, decision: Decision) -> list[Problem]:
-        return (
-            [] if decision.task == "toy" else [Problem("decision.task", f"expected toy, got {decision.task!r}")]
-        )
+        return [] if decision.task == "toy" else [Problem("decision.task", f"expected toy, got {decision.task!r}")]
 
     def load(self, data: DataSpec, roles: frozenset[Role]) -> ToyDataset:
         if data.path_given and not data.path.exists():

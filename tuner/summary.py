@@ -150,9 +150,7 @@ def _trial(
     violation = decision("violation")
     checkpoint = None
     if run and run.checkpoint_step is not None:
-        checkpoint = (
-            f"trials/{trial.number:05d}/attempt-{run.checkpoint_attempt}/step-{run.checkpoint_step:05d}"
-        )
+        checkpoint = f"trials/{trial.number:05d}/attempt-{run.checkpoint_attempt}/step-{run.checkpoint_step:05d}"
     return TrialSummary(
         number=trial.number,
         arm=arm,

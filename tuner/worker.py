@@ -156,9 +156,7 @@ class Worker:
         else:
             state, failure = outcome if isinstance(outcome, tuple) else (outcome, None)
             self._finish(lambda: self.study.end(claim, state, failure))
-        log.info(
-            "trial left: action=release study=%s trial=%d outcome=%s", self.study.name, claim.number, outcome
-        )
+        log.info("trial left: action=release study=%s trial=%d outcome=%s", self.study.name, claim.number, outcome)
 
     def _finish(self, call: Callable[[], Any]) -> None:
         try:
