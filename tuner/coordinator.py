@@ -237,16 +237,22 @@ def _run(
     started = time.monotonic()
     code = 0
     spent: Mapping[str, float] = {}
+    fault: InputError | RunFailed | None = None
     if n_ended >= total:
         observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
     else:
         observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(devices)}")
         crew = _Crew(study, devices, options, observer, started)
-        code = crew.see_through()
+        try:
+            code = crew.see_through()
+        except (InputError, RunFailed) as error:
+            fault = error
         spent = {**crew.time_s, "wall_s": time.monotonic() - started}
     study.recover()
     summary = summarize(study)
     write_results(summary, options, spent)
+    if fault is not None:
+        raise fault
     return summary, code
 
 
@@ -278,7 +284,12 @@ class _Crew:
         self._next_show = 0.0
         self.time_s = {"serve_s": 0.0, "fit_s": 0.0}  # over all workers that ended in order
         self._logs = Path(options.runs) / study.name / "logs"
-        self._logs.mkdir(parents=True, exist_ok=True)
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--runs {options.runs}: expected a folder to write to, got {error.strerror}; name another"
+            ) from error
 
     def see_through(self) -> int:
         """Start the workers and wait for the total, the timeout, an interrupt or a fault."""

@@ -184,7 +184,7 @@ def summary_text(summary: StudySummary, runs: Path) -> str:
         feasibility_text(summary),
         *_chosen_lines(summary),
         f"results: {runs / summary.name / 'results.json'}",
-        f"next: tuner best --study {summary.name}; tuner dashboard",
+        f"next: tuner best --study {summary.name}; tuner dashboard (both with this run's --storage and --runs)",
     ]
     return "\n".join(lines)
 

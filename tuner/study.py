@@ -108,9 +108,9 @@ class Study:
         with self.lock():
             trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
             row = self.store.get_study(self.id)
-            self._check_failures(row)
             if sum(trial.state != "waiting" for trial in trials) >= row.total:
                 return None
+            self._check_failures(row)
             trial = self.search.ask()
             # Had the lock been lost since the trials were counted, this one could be one too many.
             self.database.check_exclusive()

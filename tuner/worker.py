@@ -376,8 +376,9 @@ def main() -> int:
     code = 0
     try:
         ending |= serve(options, os.environ["TUNER_STORAGE"], stop)
-    except TooManyFailures as error:
+    except (TooManyFailures, DatabaseUnavailable) as error:  # neither is anybody's bad input
         ending["reason"], code = str(error), FAILED_EXIT
+        log.error("worker stops: action=failed %s", error)
     except (InputError, StorageError, DiskError) as error:
         ending["reason"], code = str(error), REFUSED_EXIT
         log.error("worker stops: action=refused %s", error)

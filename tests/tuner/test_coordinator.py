@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -346,3 +347,22 @@ def test_time_is_up_then_one_interrupt_stops_at_once(house: House) -> None:
     assert code == 130
     assert time.monotonic() - started < 60
     assert "(Ctrl-C to stop at once)" in said.lines[-1]
+
+
+def test_a_run_that_cannot_go_on_still_writes_its_results(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(coordinator._Crew):
+        def see_through(self) -> int:
+            raise RunFailed("three failed")
+
+    monkeypatch.setattr(coordinator, "_Crew", Broken)
+    options = house.options(n_trials=4)
+    results = Path(options.runs) / "toy" / "results.json"
+    with pytest.raises(RunFailed, match="three failed"):
+        coordinator.run(options, Said())
+    assert json.loads(results.read_text())["n_ended"] == 2
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(house: House, tmp_path: Path) -> None:
+    (tmp_path / "flat").write_text("")
+    with pytest.raises(InputError, match="expected a folder"):
+        coordinator.run(house.options(n_trials=4, runs=str(tmp_path / "flat")), Said())

@@ -140,7 +140,7 @@ def test_summary_of_a_feasible_study(done: StudySummary) -> None:
     assert "(search threshold, not certified) on valid: precision 0.5, lower bound 0.4, recall 0.2" in text
     assert text.splitlines()[-2:] == [
         "results: runs/toy/results.json",
-        "next: tuner best --study toy; tuner dashboard",
+        "next: tuner best --study toy; tuner dashboard (both with this run's --storage and --runs)",
     ]
 
 

@@ -210,6 +210,14 @@ class TestEnd:
         work_off(study, claim(study, worker))
         assert Counter(states(study)) == {"failed": 7, "complete": 2}
 
+    def test_failures_at_the_end_of_the_total_leave_a_study_done(self, sqlite: Database) -> None:
+        study = make_study(sqlite, make_spec(n_trials=3))
+        worker = new_worker(study)
+        for _ in range(3):
+            study.end(claim(study, worker), "failed", "the card burnt")
+        assert study.claim(worker) is None
+        assert study.is_done()
+
 
 class TestFences:
     """A frozen worker of another host wakes after its trial was given to somebody else."""
