@@ -121,9 +121,7 @@ def run(**given: Any) -> int:
     from tuner import coordinator, display
 
     options = _run_options(**given)
-    if threading.current_thread() is threading.main_thread():
-        # Also while data are prepared, before there are workers: a container's first process would not hear it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _heed_signals()
     with display.Progress(Console(stderr=True)) as progress:
         summary, code = coordinator.run(options, progress)
     click.echo(display.summary_text(summary, Path(options.runs)))
@@ -287,12 +285,24 @@ def dashboard(storage: str | None, runs: str, host: str, port: int) -> int:
     """Show every study of the database in a browser, read-only, until Ctrl-C."""
     from tuner.optuna_dashboard import serve
 
+    _heed_signals()
     serve(_url(storage, runs), host, port, lambda url: click.echo(f"dashboard: {url} (Ctrl-C stops it)"))
     return 0
 
 
 def _url(storage: str | None, runs: str) -> str:
     return storage or f"sqlite:///{runs}/tuner.db"
+
+
+def _heed_signals() -> None:
+    """Let Ctrl-C and SIGTERM interrupt this process, from its first moment on.
+
+    A container's first process does not hear SIGTERM by default, and what a script starts in the background is
+    born deaf to Ctrl-C.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
 
 
 def _run_options(storage: str | None = None, runs: str = "runs", **given: Any) -> RunOptions:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import signal
 import socket
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -186,7 +185,7 @@ def dashboard_app(database: Database) -> WsgiApp:
 
 
 def serve(url: str, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve the dashboard until interrupted or terminated.
+    """Serve the dashboard until KeyboardInterrupt.
 
     Args:
         port: 0 takes a free one; `say` is told the address.
@@ -204,7 +203,6 @@ def serve(url: str, host: str, port: int, say: Callable[[str], None]) -> None:
     try:
         server = waitress.create_server(dashboard_app(database), sockets=[_listen(host, port)], threads=4)
         try:
-            _stop_in_order_when_terminated()
             say(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}/dashboard")
             server.run()
         finally:
@@ -219,8 +217,3 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise InputError(f"--port {port}: cannot be opened ({error.strerror}); choose another") from error
-
-
-def _stop_in_order_when_terminated() -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -203,12 +203,16 @@ def test_no_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_stop(folder: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-u", "-m", "tuner", "dashboard", "--port", "0", "--storage", url(folder)]
+    deaf = ["env", "--ignore-signal=INT"]  # as a shell starts what it puts in the background
+    command = [*deaf, sys.executable, "-u", "-m", "tuner", "dashboard", "--port", "0", "--storage", url(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        port = int(line.split("/dashboard")[0].rpartition(":")[2])
-        assert ask(port, "/api/studies")[0] == 200
-        process.send_signal(number)
-        assert process.wait(timeout=30) == 0
+        try:
+            line = process.stdout.readline()
+            port = int(line.split("/dashboard")[0].rpartition(":")[2])
+            assert ask(port, "/api/studies")[0] == 200
+            process.send_signal(number)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
