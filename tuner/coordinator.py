@@ -61,6 +61,10 @@ class RunOptions:
     def cache(self) -> Path:
         return Path(self.runs) / "cache"
 
+    def data_path(self, spec: Spec) -> Path:
+        """Where the data are: as asked for, else as the specification says."""
+        return Path(spec.data.get("path", "data") if self.data is None else self.data)
+
 
 class Observer(Protocol):
     """Who is shown the progress of a run."""
@@ -96,8 +100,7 @@ def read_spec(options: RunOptions) -> tuple[Spec, Any]:
 
 def data_spec(spec: Spec, trainer: Any, options: RunOptions) -> DataSpec:
     given = options.data is not None
-    path = Path(options.data) if options.data is not None else Path(spec.data.get("path", "data"))
-    return DataSpec(trainer.Data.model_validate(spec.data), path, options.cache, given)
+    return DataSpec(trainer.Data.model_validate(spec.data), options.data_path(spec), options.cache, given)
 
 
 def choose_devices(devices: str, workers: int | None) -> list[str]:
@@ -311,10 +314,9 @@ class _Crew:
 
     def _start(self, slot: int) -> None:
         options, device = self._options, self._devices[slot]
-        data_path = options.data if options.data is not None else self._study.spec.data.get("path", "data")
         worker = WorkerOptions(
             study=self._study.name, device=device, runs=str(Path(options.runs).absolute()),
-            data_path=str(Path(data_path)), data_path_given=options.data is not None,
+            data_path=str(options.data_path(self._study.spec)), data_path_given=options.data is not None,
             cache=str(options.cache.absolute()), renew_every_s=options.renew_every_s, grace_s=options.grace_s,
         )  # fmt: skip
         environment = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Fenced
 from tests.race import counted, race
 from tests.searches import (
-    make_database,
     make_spec,
     make_study,
     measure,
@@ -34,20 +33,6 @@ from tuner.study import Study
 SAMPLERS = ["tpe", "gp", "random", "qmc", "cmaes"]
 PRUNERS = ["median", "patient", "hyperband", "successive_halving", "none"]
 STATE = optuna.trial.TrialState
-
-
-@pytest.fixture
-def database(storage_url: str) -> Iterator[Database]:
-    database = make_database(storage_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def sqlite(sqlite_with_tables_url: str) -> Iterator[Database]:
-    database = Database(sqlite_with_tables_url)
-    yield database
-    database.close()
 
 
 @pytest.fixture

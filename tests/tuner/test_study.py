@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -29,20 +29,6 @@ from tests.searches import (
     work_off,
 )
 from tuner.study import MAX_BARREN_CRASHES, Claim, Study, TooManyFailures, outcome_of
-
-
-@pytest.fixture
-def database(storage_url: str) -> Iterator[Database]:
-    database = make_database(storage_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def sqlite(sqlite_with_tables_url: str) -> Iterator[Database]:
-    database = Database(sqlite_with_tables_url)
-    yield database
-    database.close()
 
 
 def claim(study: Study, worker: int | None = None, **kwargs: Any) -> Claim:
