@@ -60,28 +60,41 @@ class DataSpec:
 
     `options` is an instance of the trainer's own `Data` model (the specification's `data` section),
     `path` the folder or file to read, `cache` the folder for prepared arrays. `path_given` says that a
-    person named the path: a missing one is then an error and never replaced by simulated data.
+    person named the path: a missing one is then an error and never replaced by simulated data. Without a
+    path (None) the data are made from the options alone, and no file is looked for.
     """
 
     options: Any
-    path: Path
+    path: Path | None
     cache: Path
     path_given: bool = False
 
 
 @dataclass(frozen=True)
+class FileStamp:
+    """What identifies a raw file wherever it lies. `size_bytes` is None where it was not recorded."""
+
+    sha256: str
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What identifies a prepared dataset.
+    """What identifies a prepared dataset, on any machine: nothing in it is a path.
 
     `data_hash` covers the content of the raw files (or generator version, scale and seed), the
     preparation version and every option that changes a prepared number. `source` is one line for people.
+    `files` are keyed by their names inside the data folder, `preparation` names the versions of the rules that
+    were applied, `simulation` what the files were generated from (None where they are real).
     """
 
     data_hash: str
     source: str
     simulated: bool
     rows: Mapping[Role, int]
-    files: Mapping[str, str] = field(default_factory=dict)  # logical file name -> SHA-256
+    files: Mapping[str, FileStamp] = field(default_factory=dict)
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+    simulation: Mapping[str, Any] | None = None
 
 
 class Dataset(Protocol):
@@ -109,12 +122,14 @@ class Measurement:
     """The metrics of one step (the trainer's epoch, from 0).
 
     Names are `valid/<task>/<metric>` or `train/...`; values are finite floats (what is undefined is left
-    out). `elapsed_s` is the training time of the run up to this step, over all its attempts.
+    out). `elapsed_s` is the training time of the run up to this step, over all its attempts. `curves` are
+    given where this step is the best so far: what `models.curves` draws of the decision's task.
     """
 
     step: int
     metrics: Mapping[str, float]
     elapsed_s: float
+    curves: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
