@@ -163,7 +163,7 @@ def _latest(run: Run, before: int | None) -> Checkpoint | None:
             try:
                 return load(path)
             except InputError as error:
-                _log.warning("action=checkpoint_skipped %s", error)
+                _log.warning("%s", error, extra={"action": "checkpoint_skipped", "path": str(path)})
     return None
 
 

@@ -143,7 +143,10 @@ def prepare(cache: Path, key: str, build: Callable[[Path], None], parts: Collect
             if reason is None:
                 return folder
             if folder.exists():
-                log.warning("action=prepare_again key=%s %s: %s; building it again", key, folder, reason)
+                log.warning(
+                    "%s: %s; building it again", folder, reason,
+                    extra={"action": "prepare_again", "key": key, "path": str(folder)},
+                )  # fmt: skip
             _build(cache, key, build)
     return folder
 
@@ -222,7 +225,10 @@ def _lock(path: Path, key: str) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            log.info("action=prepare_wait key=%s waiting for %s, which prepares the same data", key, holder)
+            log.info(
+                "waiting for %s, which prepares the same data", holder,
+                extra={"action": "prepare_wait", "key": key},
+            )  # fmt: skip
             fcntl.flock(stream, fcntl.LOCK_EX)
         stream.seek(0)
         stream.truncate()

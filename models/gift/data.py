@@ -263,8 +263,8 @@ class GiftDataset:
 def load(data: DataSpec, roles: frozenset[Role]) -> GiftDataset:
     """Prepares the data once (content-addressed, under a lock) and opens only `roles`.
 
-    Where the default path of KuaiLive is absent and no person named it, simulated files take its place, if the
-    specification allows them; the manifest says so.
+    Where the default path of KuaiLive is absent and no person named it, or no path is given at all, simulated
+    files take its place, if the specification allows them; the manifest says so.
 
     Raises:
         InputError: missing or malformed input; a role of `roles` without rows, or without both values of a
@@ -284,7 +284,7 @@ def open_roles(data: DataSpec, origin: Origin, roles: frozenset[Role]) -> GiftDa
     rows = {role: statistics["roles"][role]["rows"] for role in ROLES}
     kept = statistics["levels"]
     return GiftDataset(
-        manifest=Manifest(origin.data_hash, origin.source, origin.simulated, rows, origin.files),
+        manifest=_manifest(origin, rows),
         numeric_names=tuple(statistics["numeric_names"]),
         categorical_names=tuple(kept),
         cardinalities=tuple(len(levels) + 1 for levels in kept.values()),
@@ -294,6 +294,18 @@ def open_roles(data: DataSpec, origin: Origin, roles: frozenset[Role]) -> GiftDa
         base_rate=statistics["base_rate"],
         quantiles=np.load(folder / "quantiles.npy", allow_pickle=False),
         parts={role: _open_part(folder / role) for role in ROLES if role in roles},
+    )
+
+
+def _manifest(origin: Origin, rows: Mapping[Role, int]) -> Manifest:
+    return Manifest(
+        data_hash=origin.data_hash,
+        source=origin.source,
+        simulated=origin.simulated,
+        rows=rows,
+        files=origin.files,
+        preparation=origin.preparation,
+        simulation=origin.simulation,
     )
 
 
@@ -316,7 +328,8 @@ def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path
         raise InputError(
             f"{origin.path}: expected files at rest, but they changed while they were read; start again"
         )
-    log.info("action=prepared key=%s %s", origin.data_hash[:16], origin.source)
+    key = origin.data_hash[:16]
+    log.info("data prepared: %s", origin.source, extra={"action": "prepared", "key": key})
 
 
 def describe(data: DataSpec) -> dict[str, Any]:

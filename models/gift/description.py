@@ -80,6 +80,7 @@ def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:
 def _identity(origin: Origin, statistics: Mapping[str, Any]) -> list[list[Any]]:
     rows: list[list[Any]] = [
         ["source", origin.source],
+        ["path", str(origin.path)],
         ["simulated", "yes" if origin.simulated else "no"],
         ["data hash", origin.data_hash],
         ["numeric features", len(statistics["numeric_names"])],

@@ -190,7 +190,7 @@ def build(
     for name in ("user", "streamer"):
         categorical |= _write_profile(name, frames, column, snapshot_features)
     categorical |= _write_room(frames, column)
-    _log.info("features: profiles and rooms in %.1f s", time.perf_counter() - started)
+    _log.info("features: profiles and rooms in %.1f s", time.perf_counter() - started, extra={"action": "features"})
     return numeric, names, {name: categorical[name] for name in categorical_meanings(snapshot_features)}
 
 
@@ -220,7 +220,9 @@ def _write_histories(group: str, frames: Mapping[str, pd.DataFrame], column: Map
     for kind, windows in HISTORIES[group]:
         for window in windows:
             column[feature_name(group, kind, window)][order] = np.log1p(_history(past, kind, window))
-    _log.info("features: %s histories in %.1f s", group, time.perf_counter() - started)
+    _log.info(
+        "features: %s histories in %.1f s", group, time.perf_counter() - started, extra={"action": "features"}
+    )
 
 
 def _history(past: Mapping[str, Past], kind: str, window: str) -> np.ndarray:

@@ -75,7 +75,10 @@ def read_frames(folder: Path, snapshot_features: bool) -> tuple[dict[str, pd.Dat
             lives = pa.array(pd.unique(frames["click"]["live_id"]))
             table = table.filter(pc.is_in(table["live_id"], value_set=lives))
         frames[name] = _to_frame(table)
-        _log.info("%s: %d rows read in %.1f s", path.name, facts["rows"][name], time.perf_counter() - started)
+        _log.info(
+            "%s: %d rows read in %.1f s", path.name, facts["rows"][name], time.perf_counter() - started,
+            extra={"action": "file_read", "path": str(path)},
+        )  # fmt: skip
     frames["click"] = _in_row_order(frames["click"])
     facts["duplicates"] = {}
     for name, key in (("user", "user_id"), ("streamer", "streamer_id")):
@@ -118,7 +121,8 @@ def last_touch_labels(frames: Mapping[str, pd.DataFrame]) -> tuple[dict[str, np.
             np.add.at(amount, click[hit], price[hit])
             labels["gift_amount"] = amount.astype(np.float64)
             facts[kind] |= _balance(kind, hit, price, int(amount.sum()), "_sum")
-        _log.info("%s: %s", kind, ", ".join(f"{key} {value}" for key, value in facts[kind].items()))
+        told = ", ".join(f"{key} {value}" for key, value in facts[kind].items())
+        _log.info("%s: %s", kind, told, extra={"action": "labelled"})
     return labels, facts
 
 

@@ -15,56 +15,77 @@ from models.gift import features, kuailive, simulate, table
 from models.gift.data import GiftData, RawTable, Simulate
 from models.gift.kuailive_files import find_files
 from models.gift.preparation import PREPARATION_VERSION
-from models.trainer import DataSpec, InputError
+from models.trainer import DataSpec, FileStamp, InputError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where raw rows come from. `path` is the folder or file, or where the simulation is to lie."""
+    """Where raw rows come from. `path` is the folder or file, or where the simulation is to lie; the rest says
+    the same on every machine (see `Manifest`)."""
 
     path: Path
     source: str
-    simulated: bool
-    files: Mapping[str, str]
+    files: Mapping[str, FileStamp]
     data_hash: str
+    preparation: Mapping[str, int]
+    simulation: Mapping[str, Any] | None = None
+
+    @property
+    def simulated(self) -> bool:
+        return self.simulation is not None
 
 
 def find_origin(data: DataSpec) -> Origin:
     """Identifies the data without reading more than the hashes of its files. Raises InputError."""
     options: GiftData = data.options
-    if options.simulate is not None and not data.path_given and not data.path.exists():
-        return _simulated_origin(data, options, options.simulate)
+    if data.path is None or (not data.path_given and not data.path.exists()):
+        if options.simulate is not None:
+            return _simulated_origin(data, options, options.simulate)
+        if data.path is None:
+            raise InputError(
+                "data: expected files or `simulate` in the specification, got neither; use --data PATH"
+            )
     if options.source == "kuailive":
-        path, files = data.path, find_files(data.path)
+        path, files, source = data.path, find_files(data.path), "KuaiLive"
     else:
         path = table.table_file(data.path)
-        files = {"table": path}
+        files, source = {"table": path}, f"table {path.name}"
     hashes = prepared.file_hashes(files, data.cache / "file-hashes.json")
-    name = "KuaiLive" if options.source == "kuailive" else "table"
-    return Origin(path, f"{name} at {path}", False, hashes, _data_hash({"files": hashes}, options))
+    stamps = {file.name: FileStamp(hashes[name], file.stat().st_size) for name, file in files.items()}
+    return Origin(path, source, stamps, _data_hash({"files": hashes}, options), _versions(options))
 
 
 def _simulated_origin(data: DataSpec, options: GiftData, asked: Simulate) -> Origin:
     version = simulate.SIMULATOR_VERSION
     path = data.cache / f"simulated-{asked.scale!r}-{asked.seed}-v{version}" / "KuaiLive"
     source = f"simulated KuaiLive, scale {asked.scale!r}, seed {asked.seed}, simulator version {version}"
-    log.warning("action=simulated_data %s is absent: using %s; name real data with --data", data.path, source)
+    if data.path is not None:
+        log.warning(
+            "%s is absent: using %s; name real data with --data", data.path, source,
+            extra={"action": "simulated_data", "path": str(data.path)},
+        )  # fmt: skip
     identity = {"simulator": version, "scale": float(asked.scale), "seed": asked.seed}
-    return Origin(path, source, True, {}, _data_hash(identity, options))
+    return Origin(path, source, {}, _data_hash(identity, options), _versions(options), identity)
+
+
+def _versions(options: GiftData) -> dict[str, int]:
+    """Versions of the rules that these options bring into play."""
+    if options.source == "table":
+        return {"preparation": PREPARATION_VERSION, "reader": table.READER_VERSION}
+    return {
+        "preparation": PREPARATION_VERSION,
+        "labels": kuailive.LABEL_VERSION,
+        "features": features.FEATURES_VERSION,
+    }
 
 
 def _data_hash(content: Mapping[str, Any], options: GiftData) -> str:
     """Covers the content, every version of the rules, and every option that changes a prepared number."""
-    versions = {"preparation": PREPARATION_VERSION}
-    if options.source == "kuailive":
-        versions |= {"labels": kuailive.LABEL_VERSION, "features": features.FEATURES_VERSION}
-    else:
-        versions["reader"] = table.READER_VERSION
     chosen = options.model_dump(mode="json", exclude={"path", "simulate", "tasks"})
     chosen["tasks"] = [[name, spec.model_dump(mode="json")] for name, spec in options.tasks.items()]  # in order
-    return prepared.digest({"content": content, "versions": versions, "options": chosen})
+    return prepared.digest({"content": content, "versions": _versions(options), "options": chosen})
 
 
 def read_raw(data: DataSpec, origin: Origin) -> RawTable:

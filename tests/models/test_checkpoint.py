@@ -224,7 +224,8 @@ class TestDamage:
             found = latest(run)
         assert (found.step, found.best_step) == (1, 0)
         assert name in caplog.text
-        assert "action=checkpoint_skipped" in caplog.text
+        (record,) = caplog.records
+        assert (record.action, record.path) == ("checkpoint_skipped", str(tmp_path / "attempt-1" / "step-00002"))
         save_step(run, 2, mark=9.0)  # training goes on over the damaged one, which was not the best this time
         found = latest(run)
         assert (found.step, found.best_step, found.tensors["w"][0, 0]) == (2, 0, 9.0)

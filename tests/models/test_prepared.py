@@ -82,9 +82,7 @@ def test_damage_is_seen_said_and_mended(tmp_path: Path, harm, caplog: pytest.Log
     harm(folder)
     with caplog.at_level(logging.WARNING):
         prepared.prepare(tmp_path, "key", build_two_parts)
-    assert any(
-        "action=prepare_again" in r.getMessage() and "building it again" in r.getMessage() for r in caplog.records
-    )
+    assert any(r.action == "prepare_again" and "building it again" in r.getMessage() for r in caplog.records)
     assert prepared.damage(folder) is None
     assert (folder / "facts.json").read_text() == '{"n": 2}'
     assert not list(tmp_path.glob(".building-*"))
@@ -120,7 +118,7 @@ def _build_slowly(folder: Path) -> None:
 
 
 def _prepare_slowly(cache: Path, log: Path) -> None:
-    logging.basicConfig(filename=log, level=logging.INFO)
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(action)s %(key)s %(message)s")
     prepared.prepare(cache, "key", _build_slowly)
 
 
@@ -151,7 +149,7 @@ def test_of_several_processes_one_builds_and_the_others_say_that_they_wait(tmp_p
     for process in processes[1:]:
         process.start()
     for log in logs[1:]:
-        _wait_for(log, f"action=prepare_wait key=key waiting for process {processes[0].pid}, which prepares")
+        _wait_for(log, f"prepare_wait key waiting for process {processes[0].pid}, which prepares")
     (cache / "go").touch()
     for process in processes:
         process.join(60)
