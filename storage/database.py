@@ -34,8 +34,12 @@ class StorageError(Exception):
     """The database refused; the message is one line: where: expected, got, way out."""
 
 
-class DatabaseUnavailable(StorageError):
-    """The database cannot be reached now. What was asked may be asked again."""
+class Unavailable(StorageError):
+    """Cannot be reached now. What was asked may be asked again (`retry`)."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached now."""
 
 
 def mask(url: str | URL) -> str:
@@ -114,7 +118,7 @@ def prepare_engine(engine: sa.Engine, read_only: bool = False) -> None:
 
 def is_transient(error: BaseException) -> bool:
     """Whether asking again later can help: the connection broke, or SQLite's lock was not free in time."""
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, Unavailable):
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
@@ -131,21 +135,24 @@ def retry(call: Callable[[], T], patience_s: float, what: str) -> T:
     """Call until it succeeds, for at most `patience_s`, with exponential back-off and jitter.
 
     Raises:
-        DatabaseUnavailable: still failing with a transient error when patience ended.
+        Unavailable: still failing with a transient error when patience ended.
     """
     deadline = time.monotonic() + patience_s
     delay_s = 0.1
     while True:
         try:
             return call()
-        except (SQLAlchemyError, DatabaseUnavailable) as error:
+        except (SQLAlchemyError, Unavailable) as error:
             if not is_transient(error):
                 raise
             if time.monotonic() + delay_s > deadline:
-                if isinstance(error, DatabaseUnavailable):
+                if isinstance(error, Unavailable):
                     raise
                 raise DatabaseUnavailable(f"storage: {what}: {_reason(error)}") from None
-            log.warning("database away, trying again: action=retry what=%s delay_s=%.1f", what, delay_s)
+            log.warning(
+                "away, trying again: %s", _reason(error),
+                extra={"action": "retry", "what": what, "delay_s": round(delay_s, 1)},
+            )  # fmt: skip
             time.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, 10.0)
 

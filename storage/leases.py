@@ -109,5 +109,5 @@ class LeaseThread:
             except Exception as error:
                 self._renewals_in_a_row = 0
                 wait_s = min(5.0, self._every_s)
-                log.warning("lease not renewed: action=lease error=%s", error)
+                log.warning("lease not renewed: %s", error, extra={"action": "lease"})
             wait_s = max(0.0, wait_s - (time.monotonic() - started))

@@ -11,7 +11,8 @@ from storage.leases import ProcessIdentity
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One study as stored. `data` and `spec` are JSON texts."""
+    """One study as stored. `data` and `spec` are JSON texts; `queued_at` None: it is not in the queue; `stop`:
+    None, `drain` (running trials finish, none is begun) or `now` (they stop at their next measurement)."""
 
     id: int
     name: str
@@ -22,6 +23,8 @@ class StudyRow:
     n_replacements: int
     created_at: float
     started_at: float
+    queued_at: float | None
+    stop: str | None
 
     @property
     def total(self) -> int:
@@ -31,7 +34,10 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """One worker process; `age_s` is the time since its lease was renewed, by the database's clock."""
+    """One worker process; `age_s` is the time since its lease was renewed, by the database's clock.
+
+    `study_id` is the one study it serves, None for a worker of the service.
+    """
 
     id: int
     identity: ProcessIdentity
@@ -39,11 +45,13 @@ class WorkerRow:
     started_at: float
     age_s: float
     ended_at: float | None
+    study_id: int | None = None
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run; (checkpoint_attempt, checkpoint_step) names its newest accepted checkpoint."""
+    """One run; (checkpoint_attempt, checkpoint_step) names its newest accepted checkpoint, (uploaded_attempt,
+    uploaded_step) the newest one in the artifact store. `measured_at`: when the newest measurement came."""
 
     number: int
     arm: str
@@ -54,6 +62,9 @@ class RunRow:
     best_step: int | None
     ended_at: float | None
     failure: str | None
+    measured_at: float | None
+    uploaded_attempt: int | None
+    uploaded_step: int | None
 
 
 @dataclass(frozen=True)
@@ -74,3 +85,48 @@ class MeasurementRow:
     metrics: Mapping[str, float]
     elapsed_s: float
     attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a worker is told when it records: how many runs of its study have ended, and StudyRow.stop."""
+
+    n_ended: int
+    stop: str | None
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The run a worker has in hand; `step` is the newest measured one, None before the first."""
+
+    study_name: str
+    number: int
+    attempt: int
+    arm: str
+    step: int | None
+    claimed_at: float
+    measured_at: float | None
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """A study and what became of its runs so far.
+
+    `running` runs are held by a worker, `waiting` ones were begun and are nobody's now. Times are None where
+    nothing of the kind has happened yet.
+    """
+
+    row: StudyRow
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+    ended_last_hour: int
+    first_started_at: float | None
+    last_measured_at: float | None
+    last_ended_at: float | None
+
+    @property
+    def n_ended(self) -> int:
+        return self.complete + self.pruned + self.failed

@@ -1,4 +1,4 @@
-"""Studies, runs, attempts and measurements: what must survive any kill.
+"""Runs, attempts and measurements: what must survive any kill.
 
 Every write that belongs to an attempt is fenced: it happens only while that attempt is the run's current one.
 """
@@ -7,163 +7,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from storage.database import Database, StorageError
-from storage.leases import GRACE_S, ProcessIdentity, is_dead
-from storage.rows import AttemptRow, MeasurementRow, RunRow, StudyRow, WorkerRow
-from storage.tables import attempts, measurements, runs, studies, workers
+from storage.database import StorageError
+from storage.rows import (
+    AttemptRow,
+    Holding,
+    MeasurementRow,
+    Recorded,
+    RunRow,
+    StudyProgress,
+    StudyRow,
+    WorkerRow,
+)
+from storage.studies import StudyStore
+from storage.tables import attempts, measurements, runs, same_attempt, studies
+from storage.workers import WorkerStore
 
-__all__ = ["AttemptRow", "Fenced", "MeasurementRow", "RunRow", "Store", "StudyRow", "WorkerRow"]
+__all__ = [
+    "AttemptRow", "Fenced", "Holding", "MeasurementRow", "Recorded", "RunRow", "Store", "StudyProgress", "StudyRow",
+    "WorkerRow",
+]  # fmt: skip
 
 
 class Fenced(Exception):
     """This attempt is no longer the run's current one: another worker owns the trial. Write nothing more."""
 
 
-class Store:
+class Store(StudyStore, WorkerStore):
     """Everything we keep in the database, for one database. Each method is one transaction."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self._insert = sqlite_insert if database.is_sqlite else postgresql_insert
-
-    # --- studies -------------------------------------------------------------------------------------------
-
-    def create_study(self, name: str, spec: str, data: str, package_version: str, n_trials: int) -> StudyRow:
-        """Store a new study; an existing one of that name is returned as it is. Process-safe."""
-        now = self.database.now
-        with self.database.transaction() as connection:
-            connection.execute(
-                self._insert(studies)
-                .values(
-                    name=name, spec=spec, data=data, package_version=package_version,
-                    n_trials=n_trials, created_at=now, started_at=now,
-                )
-                .on_conflict_do_nothing(index_elements=["name"])
-            )  # fmt: skip
-        study = self.find_study(name)
-        assert study is not None
-        return study
-
-    def find_study(self, name: str) -> StudyRow | None:
-        with self.database.transaction() as connection:
-            row = connection.execute(sa.select(studies).where(studies.c.name == name)).mappings().first()
-        return StudyRow(**row) if row else None
-
-    def get_study(self, study_id: int) -> StudyRow:
-        with self.database.transaction() as connection:
-            row = connection.execute(sa.select(studies).where(studies.c.id == study_id)).mappings().first()
-        if row is None:
-            raise StorageError(f"storage: study {study_id} is gone; it was deleted while in use")
-        return StudyRow(**row)
-
-    def studies(self) -> list[StudyRow]:
-        with self.database.transaction() as connection:
-            rows = connection.execute(sa.select(studies).order_by(studies.c.id)).mappings().all()
-        return [StudyRow(**row) for row in rows]
-
-    def delete_study(self, study_id: int) -> None:
-        with self.database.transaction() as connection:
-            connection.execute(studies.delete().where(studies.c.id == study_id))
-
-    def start_study(self, study_id: int, n_trials: int, n_replacements: int) -> None:
-        """A new `tuner run`: raise the totals (never lower them) and note the time."""
-        raised = studies.c.n_trials
-        more = studies.c.n_replacements
-        with self.database.transaction() as connection:
-            connection.execute(
-                studies.update()
-                .where(studies.c.id == study_id)
-                .values(
-                    n_trials=sa.case((raised < n_trials, n_trials), else_=raised),
-                    n_replacements=sa.case((more < n_replacements, n_replacements), else_=more),
-                    started_at=self.database.now,
-                )
-            )
-
-    def update_study(self, study_id: int, spec: str, package_version: str) -> None:
-        """Store what may change of a study between two runs of it."""
-        with self.database.transaction() as connection:
-            connection.execute(
-                studies.update().where(studies.c.id == study_id).values(spec=spec, package_version=package_version)
-            )
-
-    # --- workers and their leases ----------------------------------------------------------------------------
-
-    def register_worker(self, study_id: int, identity: ProcessIdentity, device: str) -> int:
-        now = self.database.now
-        with self.database.transaction() as connection:
-            result = connection.execute(
-                workers.insert()
-                .values(
-                    study_id=study_id, host=identity.host, boot=identity.boot, pid=identity.pid,
-                    process_start=identity.process_start, device=device, started_at=now, renewed_at=now,
-                )
-                .returning(workers.c.id)
-            )  # fmt: skip
-            return int(result.scalar_one())
-
-    def renew(self, worker_id: int) -> None:
-        with self.database.transaction() as connection:
-            connection.execute(
-                workers.update().where(workers.c.id == worker_id).values(renewed_at=self.database.now)
-            )
-
-    def end_worker(self, worker_id: int) -> None:
-        with self.database.transaction() as connection:
-            connection.execute(workers.update().where(workers.c.id == worker_id).values(ended_at=self.database.now))
-
-    def workers(self, study_id: int) -> list[WorkerRow]:
-        age = (self.database.now - workers.c.renewed_at).label("age_s")
-        with self.database.transaction() as connection:
-            rows = connection.execute(
-                sa.select(workers, age).where(workers.c.study_id == study_id).order_by(workers.c.id)
-            ).all()
-        return [
-            WorkerRow(
-                r.id, ProcessIdentity(r.host, r.boot, r.pid, r.process_start), r.device, r.started_at, r.age_s,
-                r.ended_at,
-            )
-            for r in rows
-        ]  # fmt: skip
-
-    def held_runs(
-        self, study_id: int, judge_others: bool, grace_s: float = GRACE_S, claimant: int | None = None
-    ) -> dict[int, str]:
-        """What became of the owner of every claimed run: number -> `alive`, `died` or `expired`.
-
-        `died`: its process on this host is gone, which is seen at once. Elsewhere only a lease older than
-        `grace_s` is `expired`, and only when the caller may judge (`judge_others`: it has seen the database up for
-        two renewals). A worker that signed off holds nothing any more. Nor does the `claimant`, which asks for
-        its next run: what it seems to hold it never heard of, as the database went away before answering.
-        """
-        age = (self.database.now - workers.c.renewed_at).label("age_s")
-        query = (
-            sa.select(runs.c.number, workers, age)
-            .join(attempts, _same_attempt())
-            .join(workers, workers.c.id == attempts.c.worker_id)
-            .where(
-                runs.c.study_id == study_id, runs.c.ended_at.is_(None), attempts.c.released_at.is_(None),
-                workers.c.ended_at.is_(None),
-            )
-        )  # fmt: skip
-        with self.database.transaction() as connection:
-            claims = connection.execute(query).all()
-
-        def fate(owner: sa.Row[Any]) -> str:
-            if owner.id == claimant:
-                return "expired"
-            dead = is_dead(ProcessIdentity(owner.host, owner.boot, owner.pid, owner.process_start))
-            if dead is None:
-                return "expired" if judge_others and owner.age_s > grace_s else "alive"
-            return "died" if dead else "alive"
-
-        return {claim.number: fate(claim) for claim in claims}
 
     # --- runs and attempts -----------------------------------------------------------------------------------
 
@@ -199,42 +74,100 @@ class Store:
             self._fence(connection, study_id, number, attempt)
             connection.execute(runs.update().where(_is_run(study_id, number)).values(config=json.dumps(config)))
 
-    def record(self, study_id: int, number: int, attempt: int, steps: Sequence[MeasurementRow]) -> int:
+    def record(
+        self, study_id: int, number: int, attempt: int, steps: Sequence[MeasurementRow],
+        curves: Mapping[str, Any] | None = None,
+    ) -> Recorded:  # fmt: skip
         """Store measurements, idempotently, and name the newest one's checkpoint: one transaction.
 
-        Returns:
-            How many runs of the study have ended; it changes only when a pruner has something new to see.
+        A step that an older attempt had measured is superseded; one of the same attempt stays as it was.
+
+        Args:
+            curves: of the best step so far, which `step` in it names; None: those there are stay.
 
         Raises:
             Fenced: the run has another attempt by now; nothing was written.
         """
         with self.database.transaction() as connection:
             self._fence(connection, study_id, number, attempt)
+            changes: dict[str, Any] = {}
             if steps:
-                rows = [
-                    {
-                        "study_id": study_id, "number": number, "step": m.step, "attempt": m.attempt or attempt,
-                        "elapsed_s": m.elapsed_s, "metrics": json.dumps(dict(m.metrics), allow_nan=False),
-                    }
-                    for m in steps
-                ]  # fmt: skip
-                newest = max(rows, key=lambda row: row["step"])
-                connection.execute(self._insert(measurements).values(rows).on_conflict_do_nothing())
-                connection.execute(
-                    runs.update()
-                    .where(_is_run(study_id, number))
-                    .values(checkpoint_attempt=newest["attempt"], checkpoint_step=newest["step"])
-                )
-            ended = connection.scalar(
-                sa.select(sa.func.count()).where(runs.c.study_id == study_id, runs.c.ended_at.is_not(None))
-            )
-        return int(ended or 0)
+                newest = max(steps, key=lambda m: m.step)
+                self._upsert(connection, study_id, number, attempt, steps)
+                changes = {
+                    "checkpoint_attempt": newest.attempt or attempt, "checkpoint_step": newest.step,
+                    "measured_at": self.database.now,
+                }  # fmt: skip
+            if curves is not None:
+                changes["curves"] = json.dumps(curves, allow_nan=False)
+            if changes:
+                connection.execute(runs.update().where(_is_run(study_id, number)).values(**changes))
+            ended = sa.select(sa.func.count()).where(runs.c.study_id == study_id, runs.c.ended_at.is_not(None))
+            told = sa.select(ended.scalar_subquery().label("n_ended"), studies.c.stop)
+            row = connection.execute(told.where(studies.c.id == study_id)).one()
+        return Recorded(int(row.n_ended), row.stop)
+
+    def supersede(self, study_id: int, number: int, attempt: int, after_step: int) -> list[int]:
+        """Take back what older attempts measured beyond a step; `attempt` goes on from there and measures it again.
+
+        With the measurements go the curves of such a step; and no checkpoint beyond it, here or in the artifact
+        store, is named any longer.
+
+        Args:
+            after_step: the newest step that stays; -1: none does.
+
+        Returns:
+            The steps that were taken back, in order.
+
+        Raises:
+            Fenced: the run has another attempt by now; nothing was written.
+        """
+        mine = (measurements.c.study_id == study_id) & (measurements.c.number == number)
+        with self.database.transaction() as connection:
+            self._fence(connection, study_id, number, attempt)
+            deleted = connection.scalars(
+                measurements.delete()
+                .where(mine, measurements.c.step > after_step, measurements.c.attempt < attempt)
+                .returning(measurements.c.step)
+            ).all()
+            newest = connection.execute(
+                sa.select(measurements.c.attempt, measurements.c.step)
+                .where(mine)
+                .order_by(measurements.c.step.desc())
+                .limit(1)
+            ).first()
+            run = connection.execute(sa.select(runs).where(_is_run(study_id, number))).one()
+            changes: dict[str, Any] = {
+                "checkpoint_attempt": newest.attempt if newest else None,
+                "checkpoint_step": newest.step if newest else None,
+            }
+            if run.curves and json.loads(run.curves)["step"] > after_step:
+                changes["curves"] = None
+            if run.uploaded_attempt is not None and run.uploaded_attempt < attempt:
+                named = min(run.uploaded_step, after_step)
+                changes["uploaded_attempt"] = run.uploaded_attempt if named >= 0 else None
+                changes["uploaded_step"] = named if named >= 0 else None
+            connection.execute(runs.update().where(_is_run(study_id, number)).values(**changes))
+        return sorted(deleted)
+
+    def name_upload(self, study_id: int, number: int, attempt: int, step: int) -> None:
+        """The checkpoint of a step of this attempt is in the artifact store. Raises Fenced."""
+        with self.database.transaction() as connection:
+            self._fence(connection, study_id, number, attempt)
+            named = {"uploaded_attempt": attempt, "uploaded_step": step}
+            connection.execute(runs.update().where(_is_run(study_id, number)).values(**named))
+
+    def curves(self, study_id: int, number: int) -> dict[str, Any] | None:
+        """The curves of the run's best step so far, which `step` in them names."""
+        with self.database.transaction() as connection:
+            text = connection.scalar(sa.select(runs.c.curves).where(_is_run(study_id, number)))
+        return json.loads(text) if text else None
 
     def is_current(self, study_id: int, number: int, attempt: int) -> bool:
         """Whether `attempt` holds the run, or has ended it."""
         query = (
             sa.select(runs.c.attempt, runs.c.ended_at, attempts.c.released_at)
-            .join(attempts, _same_attempt())
+            .join(attempts, same_attempt())
             .where(_is_run(study_id, number))
         )
         with self.database.transaction() as connection:
@@ -263,18 +196,14 @@ class Store:
 
     def runs(self, study_id: int, open_only: bool = False) -> list[RunRow]:
         """Every run, by number, or those alone that have not ended."""
-        query = sa.select(runs).where(runs.c.study_id == study_id)
-        if open_only:
-            query = query.where(runs.c.ended_at.is_(None))
-        with self.database.transaction() as connection:
-            rows = connection.execute(query.order_by(runs.c.number)).all()
-        return [
-            RunRow(
-                r.number, r.arm, json.loads(r.config) if r.config else None, r.attempt, r.checkpoint_attempt,
-                r.checkpoint_step, r.best_step, r.ended_at, r.failure,
-            )
-            for r in rows
-        ]  # fmt: skip
+        return self._runs(runs.c.study_id == study_id, *([runs.c.ended_at.is_(None)] if open_only else []))
+
+    def get_run(self, study_id: int, number: int) -> RunRow:
+        """Raises StorageError when there is none."""
+        found = self._runs(_is_run(study_id, number))
+        if not found:
+            raise StorageError(f"storage: trial {number} of study {study_id} is gone; it was deleted while in use")
+        return found[0]
 
     def newest_ended(self, study_id: int, since: float, limit: int) -> list[tuple[int, str | None]]:
         """(number, failure) of the `limit` runs that ended last, newest first, and after `since`."""
@@ -308,8 +237,11 @@ class Store:
             result[r.number].append(MeasurementRow(r.step, json.loads(r.metrics), r.elapsed_s, r.attempt))
         return result
 
-    def count_measurements(self, study_id: int) -> int:
-        query = sa.select(sa.func.count()).where(measurements.c.study_id == study_id)
+    def count_measurements(self, study_id: int | None = None) -> int:
+        """Of one study, or of all."""
+        query = sa.select(sa.func.count()).select_from(measurements)
+        if study_id is not None:
+            query = query.where(measurements.c.study_id == study_id)
         with self.database.transaction() as connection:
             return int(connection.scalar(query) or 0)
 
@@ -355,7 +287,7 @@ class Store:
         """Lock the run's row and check that `attempt` is its current, unreleased one."""
         query = (
             sa.select(runs.c.attempt, runs.c.ended_at, attempts.c.released_at)
-            .join(attempts, _same_attempt())
+            .join(attempts, same_attempt())
             .where(_is_run(study_id, number))
             .with_for_update(of=runs)
         )
@@ -372,6 +304,36 @@ class Store:
         if found:
             raise Fenced(f"trial {number}: expected attempt {attempt} to be the current one, got {found}")
 
+    def _upsert(
+        self, connection: sa.Connection, study_id: int, number: int, attempt: int, steps: Sequence[MeasurementRow]
+    ) -> None:
+        insert = self._insert(measurements).values(
+            [
+                {
+                    "study_id": study_id, "number": number, "step": m.step, "attempt": m.attempt or attempt,
+                    "elapsed_s": m.elapsed_s, "metrics": json.dumps(dict(m.metrics), allow_nan=False),
+                }
+                for m in steps
+            ]
+        )  # fmt: skip
+        new = insert.excluded
+        connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=["study_id", "number", "step"],
+                set_={"attempt": new.attempt, "elapsed_s": new.elapsed_s, "metrics": new.metrics},
+                where=measurements.c.attempt < new.attempt,
+            )
+        )
+
+    def _runs(self, *where: sa.ColumnElement[bool]) -> list[RunRow]:
+        names = [field.name for field in fields(RunRow)]
+        query = sa.select(*(runs.c[name] for name in names)).where(*where).order_by(runs.c.number)
+        with self.database.transaction() as connection:
+            rows = connection.execute(query).all()
+        return [
+            RunRow(**{**row._mapping, "config": json.loads(row.config) if row.config else None}) for row in rows
+        ]
+
     def _release(self, connection: sa.Connection, study_id: int, number: int, attempt: int, outcome: str) -> None:
         connection.execute(
             attempts.update()
@@ -383,14 +345,6 @@ class Store:
             )
             .values(released_at=self.database.now, outcome=outcome)
         )
-
-
-def _same_attempt() -> sa.ColumnElement[bool]:
-    return (
-        (attempts.c.study_id == runs.c.study_id)
-        & (attempts.c.number == runs.c.number)
-        & (attempts.c.attempt == runs.c.attempt)
-    )
 
 
 def _is_run(study_id: int, number: int) -> sa.ColumnElement[bool]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from storage.database import Database, StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = sa.MetaData()
 
 schema = sa.Table(
@@ -30,14 +30,17 @@ studies = sa.Table(
     sa.Column("n_trials", sa.Integer, nullable=False),  # total of ended trials that was asked for
     sa.Column("n_replacements", sa.Integer, nullable=False, server_default="0"),  # added by --retry-failed
     sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("started_at", sa.Double, nullable=False),  # the newest `tuner run`
+    sa.Column("started_at", sa.Double, nullable=False),  # the newest `tuner run` or `tuner submit`
+    sa.Column("queued_at", sa.Double),  # since when it waits for `tuner worker`; null: it does not
+    sa.Column("stop", sa.String(16)),  # drain | now: asked for by `tuner stop`
 )
 
 workers = sa.Table(
     "tuner_workers",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), nullable=False, index=True),
+    # The one study it serves; null: a worker of the service.
+    sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), index=True),
     sa.Column("host", sa.String(255), nullable=False),
     sa.Column("boot", sa.String(255), nullable=False),  # boot id and process namespace: where a pid means something
     sa.Column("pid", sa.Integer, nullable=False),
@@ -61,6 +64,11 @@ runs = sa.Table(
     sa.Column("best_step", sa.Integer),  # of an ended run: the step its objective value was measured at
     sa.Column("ended_at", sa.Double),
     sa.Column("failure", sa.Text),
+    sa.Column("measured_at", sa.Double),  # when the newest measurement came
+    sa.Column("uploaded_attempt", sa.Integer),  # with uploaded_step: the newest checkpoint in the artifact store
+    sa.Column("uploaded_step", sa.Integer),
+    sa.Column("curves", sa.Text),  # JSON of the best step so far, which `step` in it names
+    sa.Index("ix_tuner_runs_study_id_ended_at", "study_id", "ended_at"),
 )
 
 attempts = sa.Table(
@@ -92,6 +100,25 @@ measurements = sa.Table(
     ),
 )
 
+notifications = sa.Table(
+    "tuner_notifications",
+    metadata,
+    sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("event", sa.String(32), primary_key=True),  # finished | stalled | failed
+    sa.Column("key", sa.String(64), primary_key=True),  # tells one occasion of the event from the next
+    sa.Column("claimed_at", sa.Double, nullable=False),
+    sa.Column("sent_at", sa.Double),
+)
+
+
+def same_attempt() -> sa.ColumnElement[bool]:
+    """The join of a run with its newest attempt."""
+    return (
+        (attempts.c.study_id == runs.c.study_id)
+        & (attempts.c.number == runs.c.number)
+        & (attempts.c.attempt == runs.c.attempt)
+    )
+
 
 def create_schema(database: Database) -> None:
     """Make our tables once, or check that those there are of this version. Process-safe."""
@@ -114,10 +141,16 @@ def has_schema(database: Database) -> bool:
 
 def check_schema(database: Database) -> None:
     """Raises StorageError when our tables are of another version than this package."""
+    found = schema_version(database)
+    if found == SCHEMA_VERSION:
+        return
+    way_out = "use the tuner version that wrote it, or another --storage"
+    if found < SCHEMA_VERSION:
+        way_out = "stop every worker, then `tuner db upgrade`"
+    raise StorageError(f"storage: {database!r}: expected tuner schema {SCHEMA_VERSION}, got {found}; {way_out}")
+
+
+def schema_version(database: Database) -> int:
+    """The version of our tables, which are there (`has_schema`)."""
     with database.transaction() as connection:
-        found = connection.scalar(sa.select(schema.c.version))
-    if found != SCHEMA_VERSION:
-        raise StorageError(
-            f"storage: {database!r}: expected tuner schema {SCHEMA_VERSION}, got {found}; "
-            "use the tuner version that wrote it, or another --storage"
-        )
+        return int(connection.scalar(sa.select(schema.c.version)) or 0)

@@ -101,7 +101,7 @@ def value_of(config: Mapping[str, Any], step: int) -> float:
 def measure(study: Study, claim: Claim, step: int, value: float, violation: float = -0.1) -> int:
     """Store and report one step; returns the number of ended runs."""
     row = MeasurementRow(step, {METRIC: value, VIOLATION: violation}, 1.0)
-    n_ended = study.store.record(study.id, claim.number, claim.attempt, [row])
+    n_ended = study.store.record(study.id, claim.number, claim.attempt, [row]).n_ended
     study.search.report(claim.trial, step, value)
     return n_ended
 

@@ -224,11 +224,11 @@ class TestMeasurements:
         worker = store.register_worker(study, me(), "cpu")
         for number in range(3):
             store.claim(study, number, "a", worker)
-        assert store.record(study, 0, 1, measured(0)) == 0
+        assert store.record(study, 0, 1, measured(0)).n_ended == 0
         store.end_run(study, 1, 1, "complete")
-        assert store.record(study, 0, 1, []) == 1
+        assert store.record(study, 0, 1, []).n_ended == 1
         store.end_run(study, 2, 1, "failed", "because")
-        assert store.record(study, 0, 1, measured(1)) == 2
+        assert store.record(study, 0, 1, measured(1)).n_ended == 2
 
     def test_the_best_measurement_is_that_of_the_best_step(self, store: Store, study: int) -> None:
         worker = store.register_worker(study, me(), "cpu")
@@ -248,9 +248,9 @@ class TestMeasurements:
     def test_crashes_count_until_something_new_is_measured(self, store: Store, study: int) -> None:
         worker = store.register_worker(study, me(), "cpu")
 
-        def attempt(outcome: str, *steps: int) -> int:
+        def attempt(outcome: str, *steps: int, of: int = 0) -> int:
             number = store.claim(study, 0, "a", worker)
-            store.record(study, 0, number, measured(*steps))
+            store.record(study, 0, number, measured(*steps, attempt=of))
             store.release(study, 0, number, outcome)
             return store.barren_crashes(study, 0)
 
@@ -258,7 +258,7 @@ class TestMeasurements:
         assert attempt("crashed") == 2
         assert attempt("lost") == 2  # a lost machine says nothing
         assert attempt("crashed", 0) == 0
-        assert attempt("crashed", 0) == 1  # nothing new
+        assert attempt("crashed", 0, of=4) == 1  # nothing new: the fourth attempt had measured it
         assert attempt("stopped") == 1
         assert attempt("crashed") == 2
         assert attempt("crashed", 1) == 0
