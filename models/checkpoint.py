@@ -79,6 +79,7 @@ def save(
     Args:
         tensors: whatever has to be restored to the bit (weights, optimiser, RNG states as uint8); any device.
         state: JSON-able: string keys, lists, numbers, strings, None.
+        measurement: kept without its curves, which can be drawn again from what `best` holds.
         best: tensors to keep of the best step, given iff this step is the best so far. Otherwise the best of
             the step before is carried over, from an older attempt by a hard link.
 

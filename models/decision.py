@@ -135,9 +135,9 @@ def _cuts(ranking: Ranking, decision: Decision) -> tuple[Tensor, Tensor, Tensor,
     lightest = torch.searchsorted(ascending, ascending.new_tensor([high]), right=True) - 1  # highest score in range
     position = lightest.clamp(min=0, max=max(n_rows - decision.min_selected, 0))
     score = ascending[position]
-    n = torch.cat([ranking.end, n_rows - torch.searchsorted(ascending, score)])
-    marked = len(ranking.scores) - torch.searchsorted(ranking.scores.flip(0), score)
-    tp = torch.cat([ranking.true_positives, ranking.cumulative[0][marked]]).to(torch.int64)
+    n_smallest, tp_smallest = ranking.selected(score)
+    n = torch.cat([ranking.end, n_smallest])
+    tp = torch.cat([ranking.true_positives, tp_smallest]).to(torch.int64)
     scores = torch.cat([ranking.scores, score])
     allowed = (n >= decision.min_selected) & (scores >= low) & (scores <= high)
     return n, tp, scores, allowed

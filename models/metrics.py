@@ -156,6 +156,15 @@ class Ranking:
         """Positives among the `end` rows down to each marked row's tie group. Shape [U] float64, exact."""
         return self.cumulative[_LABEL][self.last]
 
+    def selected(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """How many rows score at least each of `thresholds` [M] float32, and how many positives among them.
+
+        Shape: both [M], int64 and float64.
+        """
+        n_marked = len(self.scores)
+        marked = n_marked - torch.searchsorted(self.scores.flip(0), thresholds)
+        return self.truth.n_rows - torch.searchsorted(self.ascending, thresholds), self.cumulative[_LABEL][marked]
+
     def average_precision(self) -> Tensor:
         """Step-wise average precision, sum of (R_n - R_(n-1)) P_n over distinct logits.
 

@@ -154,7 +154,7 @@ class Trainer(Protocol):
     Guarantees every trainer gives (`tests/trainer_contract.py` holds them to it):
     - before a measurement is yielded, the checkpoint of its step is durable;
     - `fit` resumes by itself when the run's directory holds a checkpoint; it then yields the measurement of
-      that checkpoint once more and goes on from there; stop-and-resume equals uninterrupted;
+      that checkpoint once more (with its curves) and goes on from there; stop-and-resume equals uninterrupted;
     - closing the generator at any measurement is a safe stop;
     - `fit` reads train and valid only.
     """

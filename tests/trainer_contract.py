@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -40,9 +41,9 @@ class Case:
         return measurement.metrics[f"valid/{self.decision.task}/pr_auc"]
 
 
-def numbers(measurements: list[Measurement]) -> list[tuple[int, dict[str, float]]]:
+def numbers(measurements: list[Measurement]) -> list[tuple[int, dict[str, float], Any]]:
     """Everything but the time it took."""
-    return [(m.step, dict(m.metrics)) for m in measurements]
+    return [(m.step, dict(m.metrics), m.curves) for m in measurements]
 
 
 def folder_of(run: Run, step: int) -> Path:
@@ -97,6 +98,24 @@ class TrainerContract:
         times = [m.elapsed_s for m in measurements]
         assert times == sorted(times)
         assert times[0] > 0
+
+    def test_curves_come_with_every_step_that_is_the_best_so_far(self, case: Case, whole):
+        best = -math.inf
+        for m in whole[1]:
+            assert (m.curves is not None) == (case.objective(m) > best)
+            best = max(best, case.objective(m))
+            if m.curves is None:
+                continue
+            assert json.loads(json.dumps(m.curves, allow_nan=False)) == m.curves
+            task = f"valid/{case.decision.task}"
+            pr = m.curves["pr"]
+            assert pr.keys() == {"recall", "precision", "bound", "threshold"}
+            at = pr["threshold"].index(m.metrics[f"{task}/threshold"])
+            assert pr["recall"][at] == pytest.approx(m.metrics[f"{task}/recall"])
+            assert pr["bound"][at] == pytest.approx(m.metrics[f"{task}/precision_bound"])
+            calibration = m.curves["calibration"]
+            assert calibration.keys() == {"predicted", "observed", "count"}
+            assert sum(calibration["count"]) == len(case.labels())
 
     def test_learns_the_planted_signal(self, case: Case, whole):
         assert max(case.objective(m) for m in whole[1]) > case.floor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,11 @@ class Training:
             self.best_step, self.best_value = step, value
         self.scheduler.step(value)
         self.next_epoch += 1
-        measurement = Measurement(step, metrics, self.elapsed_s + time.monotonic() - start)
-        best = None
+        best = curves = None
         if is_best:
-            best = self._weights() | {"valid_logits": outputs[:, self.names.index(task)]}
+            logits = outputs[:, self.names.index(task)]
+            best, curves = self._weights() | {"valid_logits": logits}, self.validation.curves(logits, metrics)
+        measurement = Measurement(step, metrics, self.elapsed_s + time.monotonic() - start, curves)
         checkpoints.save(self.run, step, self._tensors(), self._state(), measurement, best)
         self.elapsed_s += time.monotonic() - start
         return measurement
@@ -203,8 +205,11 @@ class Training:
             "best_value": self.best_value,
         }
 
-    def restore(self, found: checkpoints.Checkpoint) -> None:
-        """Continue after a checkpoint. Raises InputError where it belongs to another configuration or seed."""
+    def restore(self, found: checkpoints.Checkpoint) -> Measurement:
+        """Continue after a checkpoint; its measurement, as `epoch` gave it.
+
+        Raises InputError where it belongs to another configuration or seed.
+        """
         state, tensors = found.state, found.tensors
         expected = {"config": self.config.model_dump(mode="json"), "seed": self.run.seed}
         for name, value in expected.items():
@@ -222,6 +227,10 @@ class Training:
             setattr(self.scheduler, name, value)
         self.next_epoch, self.elapsed_s = found.step + 1, found.measurement.elapsed_s
         self.best_step, self.best_value = state["best_step"], state["best_value"]
+        if self.best_step != found.step:
+            return found.measurement
+        logits = found.load_best()["valid_logits"].to(self.device)  # a checkpoint keeps no curves
+        return replace(found.measurement, curves=self.validation.curves(logits, found.measurement.metrics))
 
 
 _PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -236,8 +245,7 @@ def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement
     training = Training(config, data, run)
     found = checkpoints.latest(run)
     if found is not None:
-        training.restore(found)
-        measurement, found = found.measurement, None
+        measurement, found = training.restore(found), None
         yield measurement
     while not training.finished:
         yield training.epoch()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.calibration import FocalInverse
+from models.curves import curves
 from models.decision import decide
 from models.gift.data import GiftDataset, Task
 from models.gift.losses import MultiTaskLoss
@@ -105,6 +107,10 @@ class Validation:
             amounts = None if amounts is None else amounts[known]
         return Truth.of(labels, amounts, name=f"valid/{name}"), known
 
+    def _ranking(self, task: str, logits: Tensor) -> Ranking:
+        truth, known = self.truths[task]
+        return Ranking.of(logits if known is None else logits[known], truth)
+
     def measure(self, outputs: Tensor) -> dict[str, float]:
         """All metrics of one epoch from the outputs [N, K]."""
         losses, present = self.loss(outputs, self.targets)
@@ -113,8 +119,7 @@ class Validation:
             prefix = f"valid/{task.name}"
             pending[f"{prefix}/loss"] = torch.where(present[k], losses[k], -1.0)
             if task.kind == "binary":
-                truth, known = self.truths[task.name]
-                ranking = Ranking.of(outputs[:, k] if known is None else outputs[known, k], truth)
+                ranking = self._ranking(task.name, outputs[:, k])
                 ranked = ranking.metrics(self.inverses.get(task.name))
                 pending |= {f"{prefix}/{name}": value for name, value in ranked.items()}
                 if task.name == self.decision.task:
@@ -126,3 +131,14 @@ class Validation:
         found = read(pending)
         # a loss is never negative: -1 stands for a task without a row in valid
         return {n: v for n, v in found.items() if v >= 0 or not n.endswith(("/loss", "/rmse"))} | chosen
+
+    def curves(self, logits: Tensor, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """What is drawn of the decision's task, from its logits [N] and the metrics that `measure` made of them.
+
+        Where the task is trained with focal loss the calibration shown is that of the calibrated probabilities.
+        """
+        task = self.decision.task
+        probability = self.inverses.get(task, torch.sigmoid)
+        return curves(
+            self._ranking(task, logits), self.decision, metrics.get(f"valid/{task}/threshold"), probability
+        )

@@ -249,6 +249,38 @@ def test_best_keeps_weights_and_logits_of_the_best_epoch_not_of_the_last(data, t
     assert not torch.equal(best[name], last.tensors[name])
 
 
+def test_curves_show_calibrated_probabilities_of_the_rows_that_have_a_label(data, tmp_path):
+    labels = np.array(data.part("valid").labels)
+    labels[::3, 2:] = np.nan
+    partly = with_part(data, "valid", labels=labels)
+    (m,) = fit(partly, tmp_path, config(training={"max_epochs": 1}))
+    logits = checkpoints.load(folder_of(run_in(tmp_path), 0)).load_best()["valid_logits"]
+    known = ~np.isnan(labels[:, 2])
+    count, predicted, observed = (np.array(m.curves["calibration"][n]) for n in ("count", "predicted", "observed"))
+    assert count.sum() == known.sum() < len(labels)
+    expected = FocalInverse(0.25, 2.0)(logits[torch.as_tensor(known)]).sum().item()
+    assert (count * predicted).sum() == pytest.approx(expected, rel=1e-6)
+    assert (count * observed).sum() == pytest.approx(labels[known, 2].sum())
+    assert m.curves["pr"]["precision"][-1] == pytest.approx(labels[known, 2].mean())
+
+
+def test_a_checkpoint_holds_no_curves_and_a_resumed_run_draws_them_of_its_best_step_alone(data, tmp_path):
+    given = config(optimizer={"lr": 0.05}, training={"max_epochs": 8, "patience": 8, "lr_patience": 8})
+    whole = fit(data, tmp_path / "whole", given)
+    worse = next(m.step for m in whole if m.curves is None)
+    for step in (0, worse):
+        run = run_in(tmp_path / str(step))
+        generator = GiftTrainer().fit(given, data, run)
+        for m in generator:
+            if m.step == step:
+                break
+        generator.close()
+        assert checkpoints.latest(run).measurement.curves is None
+        again = next(GiftTrainer().fit(given, data, replace(run, attempt=2)))
+        assert again.curves == whole[step].curves
+        assert (again.curves is None) == (step == worse)
+
+
 def test_patience_ends_the_run_and_the_plateau_lowers_the_rate(data, tmp_path):
     slow = config(optimizer={"lr": 1e-7}, training={"max_epochs": 30, "patience": 4, "lr_patience": 1})
     measurements = fit(data, tmp_path, slow)

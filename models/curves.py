@@ -1,0 +1,86 @@
+"""What is drawn of one epoch's scores: the precision-recall curve with its bounds, and the calibration curve.
+
+For people to look at, so a few hundred numbers whatever the number of rows; every point is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.decision import precision_bound
+from models.metrics import Ranking
+from models.trainer import Decision
+
+MAX_POINTS = 200
+N_BINS = 15
+
+Curve = dict[str, list[float]]
+
+
+def curves(
+    ranking: Ranking,
+    decision: Decision,
+    threshold: float | None,
+    probability: Callable[[Tensor], Tensor] = torch.sigmoid,
+) -> dict[str, Curve]:
+    """The curves of one task, JSON-able.
+
+    Args:
+        threshold: logit of the chosen cut, None where none was chosen.
+        probability: increasing map from logits to the probabilities whose calibration is shown.
+
+    Returns:
+        `pr`: `recall`, `precision`, `bound` (lower Clopper-Pearson bound of the precision at the decision's
+        confidence) and `threshold` (logit; a cut selects scores >= threshold) of at most MAX_POINTS cuts, from the
+        highest score down to all rows, spread evenly over the recall, the chosen cut among them.
+        `calibration`: mean `predicted` probability, `observed` share of positives and `count` of rows in at most
+        N_BINS bins, from low to high. Each bin expects as many positives as any other, as nearly as whole tie
+        groups allow: with few positives, bins of equally many rows would be nearly all empty of them.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    if not bool(ranking.ascending[[0, -1]].isfinite().all()):  # NaN sorts last
+        raise FloatingPointError(f"{ranking.truth.name}: expected finite logits; the model diverged")
+    return {
+        "pr": _precision_recall(ranking, decision.confidence, threshold),
+        "calibration": _calibration(ranking, probability),
+    }
+
+
+def _precision_recall(ranking: Ranking, confidence: float, threshold: float | None) -> Curve:
+    # The curve's corners are at positives, and the marked rows are little else: even steps among them are even
+    # steps of recall.
+    n_marked, ends = len(ranking.scores), ranking.ascending[[-1, 0]]
+    steps = torch.linspace(0, n_marked - 1, min(n_marked, MAX_POINTS - 3), dtype=torch.float64).round().long()
+    cuts = [ranking.scores[steps.to(ends.device)], ends]
+    if threshold is not None:
+        cuts.append(ends.new_tensor([threshold]))
+    thresholds = torch.unique(torch.cat(cuts)).flip(0)
+    selected, true = (count.cpu().numpy() for count in ranking.selected(thresholds))
+    return {
+        "recall": (true / ranking.truth.n_positive).tolist(),
+        "precision": (true / selected).tolist(),
+        "bound": precision_bound(selected, true, confidence).tolist(),
+        "threshold": thresholds.double().tolist(),
+    }
+
+
+def _calibration(ranking: Ranking, probability: Callable[[Tensor], Tensor]) -> Curve:
+    ascending, n_rows = ranking.ascending, ranking.truth.n_rows
+    mass = torch.cumsum(probability(ascending), 0, dtype=torch.float64)  # positives expected up to each row
+    shares = torch.arange(1, N_BINS, device=mass.device) / N_BINS
+    crossing = torch.searchsorted(mass, mass[-1] * shares).clamp(max=n_rows - 1)
+    lower = torch.unique(torch.searchsorted(ascending, ascending[crossing]))  # the first row of each bin but one
+    lower = torch.cat([lower.new_zeros(1), lower[lower > 0]])
+    count = torch.diff(lower, append=lower.new_tensor([n_rows]))
+    expected = torch.cat([mass[lower[1:] - 1], mass[-1:]])
+    true = ranking.selected(ascending[lower])[1]
+    return {
+        "predicted": (torch.diff(expected, prepend=expected.new_zeros(1)) / count).tolist(),
+        "observed": (-torch.diff(true, append=true.new_zeros(1)) / count).tolist(),
+        "count": count.tolist(),
+    }
