@@ -64,9 +64,9 @@ class StudyStore:
             stop=None,
         )
 
-    def update_study(self, study_id: int, spec: str, package_version: str) -> None:
-        """Store what may change of a study between two runs of it."""
-        self._update(study_id, spec=spec, package_version=package_version)
+    def update_study(self, study_id: int, spec: str, package_version: str, data: str) -> None:
+        """Store what may change of a study between two runs of it; `data` tell of the same content, differently."""
+        self._update(study_id, spec=spec, package_version=package_version, data=data)
 
     # --- the queue -------------------------------------------------------------------------------------------
 
