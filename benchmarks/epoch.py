@@ -4,7 +4,8 @@
 
 CPU time of one thread, medians of alternating pairs. Synthetic rows of mvp13's shape: 70 numeric features, four
 tasks, 2 % gifts, batches of 4096. Steps: all batches of an epoch. Epoch: steps and one validation pass, ours
-also with all metrics, the decision and the durable checkpoint.
+also with all metrics, the decision, the durable checkpoint and, where it is the best so far, the curves. Curves:
+those of one best step beside the whole epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 
 from models.gift.data import GiftDataset, Part, Task
-from models.gift.fit import Training
+from models.gift.fit import Training, _outputs
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig
 from models.trainer import Decision, Manifest, Run
@@ -176,6 +177,14 @@ def pairs(ours: Callable[[], object], other: Callable[[], object], n: int) -> tu
     return mine, theirs, statistics.median(a / b for a, b in times)
 
 
+def draw(training: Training) -> Callable[[], object]:
+    """What a best step costs beside its metrics: the curves of its validation scores."""
+    outputs = _outputs(training.network, training.validation.rows)
+    metrics = training.validation.measure(outputs)
+    logits = outputs[:, training.names.index("has_gift")]
+    return lambda: training.validation.curves(logits, metrics)
+
+
 def floor_s(n_train: int, n_valid: int) -> tuple[float, float]:
     """Seconds that the matrix products alone take at the measured speed of a large product, and that speed
     in GFLOP/s. A step has three products per layer, the first layer two (features need no gradient)."""
@@ -205,6 +214,7 @@ def main() -> None:
         print(row("steps / reference", *pairs(ours._train, reference.steps, arguments.pairs), "<= 1.10"))
         whole = pairs(ours.epoch, reference.epoch, arguments.pairs)
         print(row("epoch / reference", *whole, "<= 1.25"))
+        print(row("curves of a best step / epoch", *pairs(draw(ours), ours.epoch, arguments.pairs), "<= 0.01"))
         slow = pairs(ours.epoch, loader.epoch, arguments.loader_pairs)
         print(row("epoch / Dataset + DataLoader", *slow, f"{1 / slow[2]:.1f} times faster"))
         floor, speed = floor_s(arguments.rows, len(data.part("valid").labels))

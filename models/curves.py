@@ -72,7 +72,7 @@ def _precision_recall(ranking: Ranking, confidence: float, threshold: float | No
 def _calibration(ranking: Ranking, probability: Callable[[Tensor], Tensor]) -> Curve:
     ascending, n_rows = ranking.ascending, ranking.truth.n_rows
     mass = torch.cumsum(probability(ascending), 0, dtype=torch.float64)  # positives expected up to each row
-    shares = torch.arange(1, N_BINS, device=mass.device) / N_BINS
+    shares = torch.arange(1, N_BINS, dtype=torch.float64, device=mass.device) / N_BINS
     crossing = torch.searchsorted(mass, mass[-1] * shares).clamp(max=n_rows - 1)
     lower = torch.unique(torch.searchsorted(ascending, ascending[crossing]))  # the first row of each bin but one
     lower = torch.cat([lower.new_zeros(1), lower[lower > 0]])
