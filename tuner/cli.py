@@ -6,80 +6,34 @@ line a fault; 3 `tuner best` where nothing is feasible; 130 interrupted.
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from tuner.options import (
+    machine_options,
+    name_option,
+    option,
+    output_format,
+    runs_option,
+    seconds,
+    service_options,
+    storage_option,
+    study_option,
+    yaml_options,
+)
 
 if TYPE_CHECKING:
     from tuner.coordinator import RunOptions
     from tuner.summary import StudySummary
 
-F = TypeVar("F", bound=Callable[..., Any])
 FAILED, REFUSED, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
-
-
-class _Override(click.ParamType):
-    """`dotted.key=value`; in the environment variable several are divided by semicolons."""
-
-    name = "dotted.key=value"
-    envvar_list_splitter = ";"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if "=" not in value:
-            self.fail(f"expected dotted.key=value, got {value!r}", param, ctx)
-        return value.strip()
-
-
-def _option(*names: str, env: str, **settings: Any) -> Callable[[F], F]:
-    return click.option(*names, envvar=f"TUNER_{env}", show_envvar=True, **settings)
-
-
-def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def apply(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return apply
-
-
-_study = _option(
-    "--study", env="STUDY", required=True, metavar="NAME", help="configs/NAME.yaml, or the path of a YAML file."
-)
-_name = _option("--name", env="NAME", metavar="NAME", help="Name in the database, if not the YAML's own.")
-_data = _option("--data", env="DATA", metavar="PATH", help="Folder or file of the data, if not the YAML's own.")
-_runs = _option(
-    "--runs", env="RUNS", default="runs", show_default=True, metavar="DIR", type=click.Path(file_okay=False),
-    help="Folder of checkpoints, results and prepared data.",
-)  # fmt: skip
-_storage = _option(
-    "--storage", env="STORAGE", metavar="URL",
-    help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.  [default: sqlite:///RUNS/tuner.db]",
-)  # fmt: skip
-_set = _option(
-    "--set", "overrides", env="SET", multiple=True, type=_Override(), metavar="KEY=VALUE",
-    help="Change one value of the YAML, by dotted key; may be repeated (in the variable: divided by ;).",
-)  # fmt: skip
-_seed = _option("--seed", env="SEED", type=click.IntRange(min=0), help="Seed of everything random.")
-_yaml = _together(_study, _data, _seed, _set, _runs)
-_machine = _together(
-    _option("--devices", env="DEVICES", default="auto", show_default=True, metavar="LIST",
-            help="auto (every CUDA device, else one CPU worker a core), cpu, or a list: cuda:0,cuda:1."),
-    _option("--workers", env="WORKERS", type=click.IntRange(min=1), help="Number of worker processes."),
-)  # fmt: skip
-
-
-def _format(*forms: str) -> Callable[[F], F]:
-    return _option(
-        "--format", "form", env="FORMAT", type=click.Choice(forms), default="table", show_default=True,
-        help="How results are printed.",
-    )  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -92,36 +46,40 @@ def cli() -> None:
 
 
 @cli.command()
-@_yaml
-@_name
-@_storage
-@_machine
-@_option(
+@yaml_options
+@name_option
+@storage_option
+@machine_options
+@option(
     "--n-trials",
     env="N_TRIALS",
     type=click.IntRange(min=1),
     help="Total of ended trials in the study, over all its runs; only ever raised.",
 )
-@_option(
-    "--timeout",
-    "timeout_s",
-    env="TIMEOUT",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Stop in order after this time; the next run goes on.",
-)
-@_option("--retry-failed", env="RETRY_FAILED", is_flag=True, help="Add a new trial for each failed one.")
-def run(**given: Any) -> int:
+@seconds("--timeout", "timeout_s", env="TIMEOUT", what="Stop in order after this time; the next run goes on.")
+@option("--retry-failed", env="RETRY_FAILED", is_flag=True, help="Add a new trial for each failed one.")
+@service_options
+@option("--launcher", env="LAUNCHER", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+        help="Where workers run: on this machine, or one a GPU on an existing Ray cluster.")  # fmt: skip
+@option("--detach", env="DETACH", is_flag=True, help="Run in the background; `tuner logs` shows what it says.")
+@click.pass_obj
+def run(arguments: Sequence[str], detach: bool, **given: Any) -> int:
     """Search: make the study or go on with it, until its total of trials has ended.
 
     Ctrl-C stops the workers at their next measurement; the same command goes on from there.
     """
     from rich.console import Console
 
-    from tuner import coordinator, display
+    from tuner import background, coordinator, display
 
-    options = _run_options(**given)
-    _heed_signals()
+    options = run_options(**given)
+    if detach:
+        spec, _ = coordinator.read_spec(options)
+        name = options.name or spec.study
+        pid = background.detach([a for a in arguments if a != "--detach"], Path(options.runs) / name)
+        click.echo(f"study {name}: process {pid}; tuner logs --study {name} -f; tuner stop --study {name}")
+        return 0
+    heed_signals()
     with display.Progress(Console(stderr=True)) as progress:
         summary, code = coordinator.run(options, progress)
     click.echo(display.summary_text(summary, Path(options.runs)))
@@ -129,10 +87,10 @@ def run(**given: Any) -> int:
 
 
 @cli.command()
-@_yaml
-@_name
-@_storage
-@_machine
+@yaml_options
+@name_option
+@storage_option
+@machine_options
 def check(**given: Any) -> int:
     """Look at specification, device, data and database; train nothing and write nothing.
 
@@ -141,7 +99,7 @@ def check(**given: Any) -> int:
     from tuner.check import check as findings
 
     code = 0
-    for finding in findings(_run_options(**given)):
+    for finding in findings(run_options(**given)):
         if finding.ok:
             click.echo(f"OK      {finding.what}: {finding.detail}")
         for fault in finding.faults:
@@ -151,11 +109,11 @@ def check(**given: Any) -> int:
 
 
 @cli.command()
-@_study
-@_name
-@_storage
-@_runs
-@_format("table", "json", "csv")
+@study_option
+@name_option
+@storage_option
+@runs_option
+@output_format("table", "json", "csv")
 def show(study: str, name: str | None, storage: str | None, runs: str, form: str) -> int:
     """The study: its trials with their attempts, its workers, its best (CSV: the trials)."""
     from tuner import display, formats
@@ -171,11 +129,11 @@ def show(study: str, name: str | None, storage: str | None, runs: str, form: str
 
 
 @cli.command()
-@_study
-@_name
-@_storage
-@_runs
-@_format("table", "json")
+@study_option
+@name_option
+@storage_option
+@runs_option
+@output_format("table", "json")
 def best(study: str, name: str | None, storage: str | None, runs: str, form: str) -> int:
     """The best trial: config, metrics, threshold, where its model lies.
 
@@ -192,16 +150,16 @@ def best(study: str, name: str | None, storage: str | None, runs: str, form: str
 
 
 @cli.command()
-@_storage
-@_runs
-@_format("table", "json", "csv")
+@storage_option
+@runs_option
+@output_format("table", "json", "csv")
 def studies(storage: str | None, runs: str, form: str) -> int:
     """The studies of a database."""
     from tuner import formats
     from tuner.catalog import open_database
     from tuner.display import study_rows
 
-    database = open_database(_url(storage, runs))
+    database = open_database(database_url(storage, runs))
     try:
         columns, rows = study_rows(database)
     finally:
@@ -211,16 +169,16 @@ def studies(storage: str | None, runs: str, form: str) -> int:
 
 
 @cli.command()
-@_study
-@_name
-@_storage
-@_runs
-@_option("--yes", env="YES", is_flag=True, help="Really delete; without it nothing happens.")
+@study_option
+@name_option
+@storage_option
+@runs_option
+@option("--yes", env="YES", is_flag=True, help="Really delete; without it nothing happens.")
 def delete(study: str, name: str | None, storage: str | None, runs: str, yes: bool) -> int:
     """Delete a study: its rows, Optuna's and its folder of runs. Refused while a worker is at work."""
     from tuner import catalog
 
-    database = catalog.open_database(_url(storage, runs), read_only=False)
+    database = catalog.open_database(database_url(storage, runs), read_only=False)
     try:
         found = catalog.find_name(database, study, name)
         if not yes:
@@ -241,10 +199,10 @@ def data() -> None:
 
 @data.command()
 @click.argument("kind", type=click.Choice(["kuailive"]))
-@_option("--out", env="OUT", required=True, metavar="DIR", type=click.Path(), help="A new or empty folder.")
-@_option("--scale", env="SCALE", type=float, default=0.02, show_default=True, help="1 = as many rows as published.")
-@_option("--seed", env="SEED", type=int, default=42, show_default=True, help="Seed of everything random.")
-@_format("table", "json", "csv")
+@option("--out", env="OUT", required=True, metavar="DIR", type=click.Path(), help="A new or empty folder.")
+@option("--scale", env="SCALE", type=float, default=0.02, show_default=True, help="1 = as many rows as published.")
+@option("--seed", env="SEED", type=int, default=42, show_default=True, help="Seed of everything random.")
+@output_format("table", "json", "csv")
 def simulate(kind: str, out: str, scale: float, seed: int, form: str) -> int:
     """Write simulated files with the schema, the quirks and the published statistics of the real ones."""
     from models.gift import simulate as simulator
@@ -256,13 +214,13 @@ def simulate(kind: str, out: str, scale: float, seed: int, form: str) -> int:
 
 
 @data.command()
-@_yaml
-@_format("table", "json", "csv")
+@yaml_options
+@output_format("table", "json", "csv")
 def describe(form: str, **given: Any) -> int:
     """Rows, base rates, splits, date ranges, orphans; checks for leaks. Exits 1 when a check fails."""
     from tuner import coordinator, display, formats
 
-    options = _run_options(**given)
+    options = run_options(**given)
     spec, trainer = coordinator.read_spec(options)
     described = trainer.describe(coordinator.data_spec(spec, trainer, options))
     if form == "json":
@@ -275,26 +233,32 @@ def describe(form: str, **given: Any) -> int:
 
 
 @cli.command()
-@_storage
-@_runs
-@_option("--host", env="HOST", default="127.0.0.1", show_default=True, help="This machine's own address only.")
-@_option(
-    "--port", env="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one."
-)
-def dashboard(storage: str | None, runs: str, host: str, port: int) -> int:
-    """Show every study of the database in a browser, read-only, until Ctrl-C."""
+@storage_option
+@runs_option
+@option("--host", env="HOST", default="127.0.0.1", show_default=True,
+        help="Address to listen on; one that others can reach needs TUNER_DASHBOARD_PASSWORD.")  # fmt: skip
+@option("--port", env="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
+@option("--allow-edit", env="ALLOW_EDIT", is_flag=True, help="Let the browser change and delete studies.")
+def dashboard(storage: str | None, runs: str, host: str, port: int, allow_edit: bool) -> int:
+    """Show every study of the database in a browser, until Ctrl-C.
+
+    With a password in TUNER_DASHBOARD_PASSWORD nothing is readable without logging in.
+    """
     from tuner.optuna_dashboard import serve
 
-    _heed_signals()
-    serve(_url(storage, runs), host, port, lambda url: click.echo(f"dashboard: {url} (Ctrl-C stops it)"))
+    heed_signals()
+    serve(
+        database_url(storage, runs), host, port, lambda url: click.echo(f"dashboard: {url} (Ctrl-C stops it)"),
+        allow_edit, os.environ.get("TUNER_DASHBOARD_PASSWORD"),
+    )  # fmt: skip
     return 0
 
 
-def _url(storage: str | None, runs: str) -> str:
+def database_url(storage: str | None, runs: str) -> str:
     return storage or f"sqlite:///{runs}/tuner.db"
 
 
-def _heed_signals() -> None:
+def heed_signals() -> None:
     """Let Ctrl-C and SIGTERM interrupt this process, from its first moment on.
 
     A container's first process does not hear SIGTERM by default, and what a script starts in the background is
@@ -305,17 +269,17 @@ def _heed_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def _run_options(storage: str | None = None, runs: str = "runs", **given: Any) -> RunOptions:
+def run_options(storage: str | None = None, runs: str = "runs", **given: Any) -> RunOptions:
     from tuner.coordinator import RunOptions
 
-    return RunOptions(storage=_url(storage, runs), runs=runs, **given)
+    return RunOptions(storage=database_url(storage, runs), runs=runs, **given)
 
 
 def _summary(study: str, name: str | None, storage: str | None, runs: str) -> StudySummary:
     from tuner.catalog import open_database, open_study
     from tuner.summary import summarize
 
-    database = open_database(_url(storage, runs))
+    database = open_database(database_url(storage, runs))
     try:
         return summarize(open_study(database, study, name))
     finally:
@@ -324,9 +288,12 @@ def _summary(study: str, name: str | None, storage: str | None, runs: str) -> St
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; what is expected to go wrong is told in one line a fault."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StderrHandler()])
+    from tuner import logs
+
+    logs.configure_console()
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return cli.main(arguments, prog_name="tuner", standalone_mode=False) or 0
+        return cli.main(given, prog_name="tuner", standalone_mode=False, obj=given) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return REFUSED
@@ -353,16 +320,10 @@ def _expected(error: Exception) -> int | None:
 
     if isinstance(error, (InputError, DiskError, StorageError)):
         return REFUSED
-    coordinator = sys.modules.get("tuner.coordinator")
-    return FAILED if coordinator is not None and isinstance(error, coordinator.RunFailed) else None
+    crew = sys.modules.get("tuner.crew")
+    return FAILED if crew is not None and isinstance(error, crew.RunFailed) else None
 
 
-class _StderrHandler(logging.StreamHandler):
-    """Writes to whatever stderr is now: while a run is shown live, that is the panel's."""
+from tuner import cli_service  # noqa: E402  (its commands need `cli`)
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
+cli_service.register(cli)

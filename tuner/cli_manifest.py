@@ -26,10 +26,6 @@ _workers = together(
 )  # fmt: skip
 
 
-def register(cli: click.Group) -> None:
-    cli.add_command(manifest)
-
-
 @click.group()
 def manifest() -> None:
     """Print what a cluster needs to run `tuner worker`."""

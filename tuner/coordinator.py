@@ -9,14 +9,14 @@ import json
 import logging
 import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from storage.artifacts import open_artifacts
 
 import models
 from models.trainer import DataSpec, InputError, Manifest
@@ -24,18 +24,21 @@ from storage.database import Database, DatabaseUnavailable
 from storage.leases import GRACE_S, RENEW_EVERY_S
 from storage.runs import Store, StudyRow
 from storage.tables import create_schema
+from tuner.background import running_alone
 from tuner.catalog import check_database
+from tuner.crew import Crew, RunFailed, choose_devices
+from tuner.notify import Notifier
 from tuner.optuna_study import IGNORES_CONSTRAINTS, Search, create_optuna_schema
 from tuner.spec import MAX_NAME, STUDY_NAME, Spec, check_spec, differences, load_spec
 from tuner.study import Study
 from tuner.summary import StudySummary, as_json, summarize
-from tuner.worker import REFUSED_EXIT, WorkerOptions, arguments
+from tuner.uploads import Uploads
+from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
+
+if TYPE_CHECKING:
+    from tuner.ray_launcher import RayCrew
 
 log = logging.getLogger("tuner")
-
-POLL_S = 0.5
-# Workers that die this often in a row without one new measurement anywhere stop the study.
-MAX_BARREN_DEATHS = 6
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class RunOptions:
     retry_failed: bool = False
     overrides: tuple[str, ...] = ()
     runs: str = "runs"
+    artifacts: str | None = None
+    upload_every_s: float = UPLOAD_EVERY_S
+    stop_grace_s: float = STOP_GRACE_S
+    launcher: str = "local"
+    outage_s: float = OUTAGE_S
     renew_every_s: float = RENEW_EVERY_S
     grace_s: float = GRACE_S
 
@@ -78,10 +86,6 @@ class Observer(Protocol):
         ...
 
 
-class RunFailed(Exception):
-    """The run stopped before its total was reached; the message says why."""
-
-
 def read_spec(options: RunOptions) -> tuple[Spec, Any]:
     """The checked specification and its trainer. Raises SpecError with every fault."""
     if options.name is not None and not (re.fullmatch(STUDY_NAME, options.name) and len(options.name) <= MAX_NAME):
@@ -103,29 +107,24 @@ def data_spec(spec: Spec, trainer: Any, options: RunOptions) -> DataSpec:
     return DataSpec(trainer.Data.model_validate(spec.data), options.data_path(spec), options.cache, given)
 
 
-def choose_devices(devices: str, workers: int | None) -> list[str]:
-    """One device a worker process.
+def prepare(options: RunOptions) -> tuple[Spec, Manifest, Database]:
+    """Specification and data of a run, and the database; nothing is written but prepared data.
 
-    `auto`: every CUDA device, else one CPU worker per core (each gets one thread: two threads that share a busy
-    core were ten times slower). With `workers` the devices are dealt in turn to that many processes.
+    Raises:
+        InputError, StorageError.
     """
-    cuda = models.cuda_devices() if devices != "cpu" else []
-    if devices == "auto":
-        chosen = cuda or ["cpu"] * len(os.sched_getaffinity(0))
-    elif devices == "cpu":
-        chosen = ["cpu"] * (workers or len(os.sched_getaffinity(0)))
-    else:
-        chosen = [name.strip() for name in devices.split(",")]
-        for name in chosen:
-            if name not in ["cpu", *cuda]:
-                raise InputError(
-                    f"--devices: expected auto, cpu or some of {', '.join(['cpu', *cuda])}, got {name!r}"
-                )
-    if workers is not None:
-        if workers < 1:
-            raise InputError(f"--workers: expected at least 1, got {workers}")
-        chosen = [chosen[i % len(chosen)] for i in range(workers)]
-    return chosen
+    spec, trainer = read_spec(options)
+    database = Database(options.storage)
+    try:
+        check_database(database)  # before data are prepared, which may take long
+        return spec, trainer.load(data_spec(spec, trainer, options), frozenset()).manifest, database
+    except BaseException:
+        database.close()
+        raise
+
+
+def _is_stored(database: Database, name: str) -> bool:
+    return check_database(database) and Store(database).find_study(name) is not None
 
 
 def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Database) -> Study:
@@ -136,21 +135,22 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
     """
     name = options.name or spec.study
     store = Store(database)
-    if not check_database(database) or store.find_study(name) is None:
-        _refuse_others(Path(options.runs) / name, options, database)
+    if not _is_stored(database, name):
         _refuse_leftovers(Path(options.runs) / name)
+        if options.artifacts and Uploads(open_artifacts(options.artifacts), name).has_study():
+            raise InputError(
+                f"{options.artifacts}: expected nothing of a new study {name!r}, got that of another database; "
+                "use --name NEW or another --artifacts"
+            )
     create_schema(database)
     create_optuna_schema(database)
-    data = {
-        "data_hash": manifest.data_hash, "source": manifest.source, "simulated": manifest.simulated,
-        "rows": dict(manifest.rows), "files": dict(manifest.files),
-    }  # fmt: skip
-    n_trials = options.n_trials or spec.n_trials
+    data = json.dumps(asdict(manifest))
     with database.exclusive("studies"):
         row = store.find_study(name)
         if row is None:
             search = Search(database, spec, name, create=True)
-            row = store.create_study(name, spec.to_json(), json.dumps(data), version("tuner"), n_trials)
+            n_trials = options.n_trials or spec.n_trials
+            row = store.create_study(name, spec.to_json(), data, version("tuner"), n_trials)
             return Study(database, row, spec, search)
     refused = refusals(row, spec, manifest)
     if refused:
@@ -159,9 +159,12 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
             f"Use --name NEW for a new study, or `tuner delete --study {name} --yes`"
         )
     if row.package_version != version("tuner"):
-        log.warning("study %s was begun with tuner %s, this is %s", name, row.package_version, version("tuner"))
+        log.warning(
+            "study %s was begun with tuner %s, this is %s", name, row.package_version, version("tuner"),
+            extra={"action": "other_version"},
+        )  # fmt: skip
     # What was free to change is taken over: workers read the stored specification.
-    store.update_study(row.id, spec.to_json(), version("tuner"))
+    store.update_study(row.id, spec.to_json(), version("tuner"), data)
     return Study(database, row, spec, Search(database, spec, name))
 
 
@@ -200,20 +203,23 @@ def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
     """Run a study to its total of ended trials.
 
     Returns:
-        The study at the end, and the exit code: 0 the total is reached or the time is up, 130 interrupted.
+        The study at the end, and the exit code: 0 the total is reached, the time is up or the study was stopped
+        (`tuner stop`), 130 interrupted.
 
     Raises:
         InputError, StorageError: refused, nothing was written.
         RunFailed: the run cannot go on; what was done is kept.
     """
-    devices = choose_devices(options.devices, options.workers)
-    spec, trainer = read_spec(options)
-    database = Database(options.storage)
+    devices = choose_devices(options.devices, options.workers) if options.launcher == "local" else []
+    spec, manifest, database = prepare(options)
     try:
-        check_database(database)  # before data are prepared, which may take long
-        manifest = trainer.load(data_spec(spec, trainer, options), frozenset()).manifest
-        study = open_study(spec, manifest, options, database)
-        return _run(study, manifest, devices, options, observer)
+        name = options.name or spec.study
+        folder = Path(options.runs) / name
+        if not _is_stored(database, name):
+            _refuse_others(folder, options, database)
+        with running_alone(folder):
+            study = open_study(spec, manifest, options, database)
+            return _run(study, manifest, devices, options, observer)
     finally:
         database.close()
 
@@ -244,19 +250,70 @@ def _run(
     if n_ended >= total:
         observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
     else:
-        observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(devices)}")
-        crew = _Crew(study, devices, options, observer, started)
+        crew = _crew(study, devices, options, observer)
+        observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(crew.devices)}")
         try:
-            code = crew.see_through()
+            interrupts = crew.see_through(_Watch(study, observer, started).tick, options.timeout_s)
+            code = 130 if interrupts else 0
         except (InputError, RunFailed) as error:
             fault = error
         spent = {**crew.time_s, "wall_s": time.monotonic() - started}
     study.recover()
+    if study.store.get_study(study.id).stop is not None:
+        observer.say(f"study {study.name}: stopped by `tuner stop`")
     summary = summarize(study)
     write_results(summary, options, spent)
     if fault is not None:
         raise fault
     return summary, code
+
+
+def _crew(study: Study, devices: Sequence[str], options: RunOptions, observer: Observer) -> Crew | RayCrew:
+    worker = WorkerOptions(
+        device="", runs=str(Path(options.runs).absolute()), cache=str(options.cache.absolute()),
+        studies=(study.name,), artifacts=options.artifacts, upload_every_s=options.upload_every_s,
+        stop_grace_s=options.stop_grace_s, outage_s=options.outage_s, renew_every_s=options.renew_every_s,
+        grace_s=options.grace_s,
+    )  # fmt: skip
+    data_path = options.data_path(study.spec)
+    url = study.database.url.render_as_string(hide_password=False)
+    logs = Path(options.runs) / study.name / "logs"
+    if options.launcher == "ray":
+        from tuner.ray_launcher import RayCrew
+
+        # A node has its own disks: there data are found by their content.
+        worker = replace(worker, roots=(str(data_path.absolute()),))
+        return RayCrew(options.workers, worker, url, logs, observer.say)
+
+    def on_death() -> int:
+        study.recover(crashed=True)
+        return study.store.count_measurements(study.id)
+
+    worker = replace(worker, data_path=str(data_path), data_path_given=options.data is not None)
+    return Crew(devices, worker, url, logs, observer.say, on_death)
+
+
+class _Watch:
+    """What a run does beside its workers: show progress, notify."""
+
+    def __init__(self, study: Study, observer: Observer, started: float) -> None:
+        self._study = study
+        self._observer = observer
+        self._started = started
+        self._notifier = Notifier(study.database, (study.name,))
+        self._next_show = 0.0
+
+    def tick(self) -> None:
+        begun = time.monotonic()
+        if begun < self._next_show:
+            return
+        try:
+            self._observer.show(summarize(self._study), self._started)
+            self._notifier.check()
+        except DatabaseUnavailable as error:
+            log.warning("progress not read: %s", error, extra={"action": "outage"})
+        # A large study takes long to read: never spend more than a twentieth of a core on looking.
+        self._next_show = begun + max(1.0, 20 * (time.monotonic() - begun))
 
 
 def write_results(summary: StudySummary, options: RunOptions, spent: Mapping[str, float]) -> Path:
@@ -267,144 +324,3 @@ def write_results(summary: StudySummary, options: RunOptions, spent: Mapping[str
     temporary.write_text(json.dumps({**as_json(summary), "this_run": dict(spent)}, indent=2) + "\n")
     os.replace(temporary, folder / "results.json")
     return folder / "results.json"
-
-
-class _Crew:
-    """The worker processes of one run."""
-
-    def __init__(
-        self, study: Study, devices: Sequence[str], options: RunOptions, observer: Observer, started: float
-    ) -> None:
-        self._study = study
-        self._options = options
-        self._observer = observer
-        self._started = started
-        self._devices = dict(enumerate(devices))
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._interrupts = 0
-        self._barren_deaths = 0
-        self._n_measured = -1
-        self._next_show = 0.0
-        self.time_s = {"serve_s": 0.0, "fit_s": 0.0}  # over all workers that ended in order
-        self._logs = Path(options.runs) / study.name / "logs"
-        try:
-            self._logs.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"--runs {options.runs}: expected a folder to write to, got {error.strerror}; name another"
-            ) from error
-
-    def see_through(self) -> int:
-        """Start the workers and wait for the total, the timeout, an interrupt or a fault."""
-        previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            for slot in self._devices:
-                self._start(slot)
-            self._watch()
-        finally:
-            for process in self._processes.values():
-                with process:  # waits, and closes its pipes
-                    process.kill()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        return 130 if self._interrupts else 0
-
-    def _interrupt(self, _number: int, _frame: object) -> None:
-        self._interrupts += 1
-
-    def _start(self, slot: int) -> None:
-        options, device = self._options, self._devices[slot]
-        worker = WorkerOptions(
-            study=self._study.name, device=device, runs=str(Path(options.runs).absolute()),
-            data_path=str(options.data_path(self._study.spec)), data_path_given=options.data is not None,
-            cache=str(options.cache.absolute()), renew_every_s=options.renew_every_s, grace_s=options.grace_s,
-        )  # fmt: skip
-        environment = {
-            **os.environ,
-            "TUNER_STORAGE": self._study.database.url.render_as_string(hide_password=False),
-            **(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") if device == "cpu" else {}),
-        }
-        with (self._logs / f"worker-{slot}.log").open("ab") as log_file:
-            # Its own session: Ctrl-C reaches the coordinator alone, which then asks the workers to stop.
-            self._processes[slot] = subprocess.Popen(
-                arguments(worker), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file,
-                env=environment, start_new_session=True,
-            )  # fmt: skip
-
-    def _watch(self) -> None:
-        stopping = False
-        patience = 1  # interrupts that are asked for in order; after a stop of another kind the first is at once
-        fault: InputError | RunFailed | None = None
-        while self._processes:
-            for slot, process in self._reap():
-                told = _ending(process)
-                if process.returncode == 0 and told:
-                    self.time_s = {key: self.time_s[key] + told[key] for key in self.time_s}
-                    continue
-                if told and told["reason"]:
-                    kind = InputError if process.returncode == REFUSED_EXIT else RunFailed
-                    fault = fault or kind(told["reason"])
-                elif not self._died(slot, process):
-                    fault = fault or RunFailed(
-                        f"worker processes keep dying (exit {process.returncode}); see {self._logs}"
-                    )
-                elif not stopping and fault is None:
-                    self._start(slot)
-            timed_out = (
-                self._options.timeout_s is not None and time.monotonic() - self._started > self._options.timeout_s
-            )
-            if (self._interrupts or timed_out or fault) and not stopping:
-                stopping = True
-                word = "interrupted" if self._interrupts else "time is up" if timed_out else "stopping"
-                again = "again" if self._interrupts else "Ctrl-C"
-                patience = 1 if self._interrupts else 0
-                self._observer.say(f"{word}: workers stop at their next measurement ({again} to stop at once)")
-                for process in self._processes.values():
-                    process.stdin.close()  # type: ignore[union-attr]
-            if self._interrupts > patience:
-                return
-            self._show()
-            time.sleep(POLL_S)
-        if fault is not None:
-            raise fault
-
-    def _reap(self) -> list[tuple[int, subprocess.Popen[bytes]]]:
-        ended = [(slot, process) for slot, process in self._processes.items() if process.poll() is not None]
-        for slot, _ in ended:
-            del self._processes[slot]
-        return ended
-
-    def _died(self, slot: int, process: subprocess.Popen[bytes]) -> bool:
-        """Note a death without a word; True when a new worker may take its place."""
-        log.warning("worker died: action=worker_died slot=%d exit=%d", slot, process.returncode)
-        try:
-            self._study.recover(crashed=True)
-            n_measured = self._study.store.count_measurements(self._study.id)
-        except DatabaseUnavailable as error:
-            log.warning("its trial is left to the next claim: action=outage %s", error)
-            return True
-        self._barren_deaths = self._barren_deaths + 1 if n_measured == self._n_measured else 1
-        self._n_measured = n_measured
-        return self._barren_deaths < MAX_BARREN_DEATHS
-
-    def _show(self) -> None:
-        begun = time.monotonic()
-        if begun < self._next_show:
-            return
-        try:
-            self._observer.show(summarize(self._study), self._started)
-        except DatabaseUnavailable as error:
-            log.warning("progress not read: %s", error)
-        # A large study takes long to read: never spend more than a twentieth of a core on looking.
-        self._next_show = begun + max(1.0, 20 * (time.monotonic() - begun))
-
-
-def _ending(process: subprocess.Popen[bytes]) -> Mapping[str, Any] | None:
-    """The last line a worker printed; None when it died without one."""
-    with process:  # closes its pipes
-        output = process.stdout.read() if process.stdout else b""
-    lines = output.decode(errors="replace").strip().splitlines()
-    try:
-        return json.loads(lines[-1]) if lines else None
-    except json.JSONDecodeError:
-        return None

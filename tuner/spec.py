@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from models import TRAINERS, get_trainer
 from models.trainer import Decision, FrozenModel, InputError, Problem, Trainer
+from tuner.notify import NotifySpec
 from tuner.source import Source, expected_one_of, problems_of, read_tree, show
 from tuner.space import Dimension, Space, parse_space
 from tuner.tree import find, leaves, merge, put, same, settles
@@ -95,7 +96,8 @@ class PrunerSpec(FrozenModel):
 class Spec(FrozenModel):
     """A study as it was specified. `data` and `config` are held against the trainer by `check_spec`.
 
-    `arms` are overlays on `config`, in the order in which they are dealt; `n_trials` counts ended trials.
+    `arms` are overlays on `config`, in the order in which they are dealt; `n_trials` counts ended trials. `notify`
+    names a webhook that is told when the study finishes, stalls or keeps failing.
     """
 
     study: str = Field(pattern=f"^{STUDY_NAME}$", max_length=MAX_NAME)
@@ -112,6 +114,7 @@ class Spec(FrozenModel):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     pruner: PrunerSpec = Field(default_factory=PrunerSpec)
     max_failures_in_a_row: int = Field(default=3, ge=1)
+    notify: NotifySpec | None = None
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -123,8 +126,9 @@ class Spec(FrozenModel):
         return arms
 
     def to_json(self) -> str:
-        """The whole specification as text for the database; `from_json` gives back an equal one."""
-        return self.model_dump_json()
+        """The specification as text for the database, which holds no path: data are known by their content.
+        `from_json` gives back an equal one, but for that."""
+        return self.model_dump_json(exclude={"data": {"path"}})
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
@@ -361,15 +365,15 @@ def _at_owner(problem: Problem, arm: str, overlay: Mapping[str, Any]) -> Problem
     return problem
 
 
-_FREE = ("study", "description", "n_trials", "max_failures_in_a_row", "data.path")
+_FREE = ("study", "description", "n_trials", "max_failures_in_a_row", "data.path", "notify")
 
 
 def differences(old: Spec, new: Spec) -> list[str]:
     """What keeps a stored study from going on under a changed specification, a line for each difference:
     `space.optimizer.lr.high: 0.01 -> 0.03`.
 
-    Name, description, number of trials, `data.path` (the content's hash is compared instead) and
-    `max_failures_in_a_row` are free to change.
+    Name, description, number of trials, `data.path` (the content's hash is compared instead),
+    `max_failures_in_a_row` and `notify` are free to change.
     """
     before, after = _flat(old), _flat(new)
     lines = []
@@ -388,7 +392,7 @@ def _flat(spec: Spec) -> dict[str, str]:
     for dimension in spec.space.dimensions:
         tree[f"space.{dimension.path}"] = {"kind": dimension.kind, **dimension.as_leaf()}
     flat = {path: _text(value) for path, value in leaves(tree).items()}
-    return {path: text for path, text in flat.items() if path not in _FREE}
+    return {path: text for path, text in flat.items() if path not in _FREE and not path.startswith("notify.")}
 
 
 def _text(value: Any) -> str:

@@ -96,7 +96,7 @@ class Study:
         """Take a trial: one that was interrupted, else a new one while the total is not reached.
 
         Returns:
-            None when every trial of the total has ended or is held by a living worker.
+            None when every trial of the total has ended or is held by a living worker, or the study is stopped.
 
         Raises:
             TooManyFailures: the newest trials of this run of the study all failed.
@@ -108,7 +108,7 @@ class Study:
         with self.lock():
             trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
             row = self.store.get_study(self.id)
-            if sum(trial.state != "waiting" for trial in trials) >= row.total:
+            if row.stop is not None or sum(trial.state != "waiting" for trial in trials) >= row.total:
                 return None
             self._check_failures(row)
             trial = self.search.ask()
@@ -148,7 +148,9 @@ class Study:
             return self.search.trials() if orphans else trials
 
     def _requeue(self, number: int, run: RunRow | None, outcome: str) -> None:
-        log.warning("trial re-queued: action=requeue study=%s trial=%d reason=%s", self.name, number, outcome)
+        log.warning(
+            "trial re-queued", extra={"action": "requeue", "study": self.name, "trial": number, "reason": outcome}
+        )
         if run is not None:
             self.store.release(self.id, number, run.attempt, outcome)
             crashes = self.store.barren_crashes(self.id, number)
@@ -205,7 +207,7 @@ class Study:
         if not self.store.is_current(self.id, claim.number, claim.attempt):
             raise Fenced(f"trial {claim.number}: attempt {claim.attempt} is no longer the current one")
 
-    def is_done(self) -> bool:
-        """Whether every trial of the total has ended."""
-        total = self.store.get_study(self.id).total
-        return sum(trial.ended for trial in self.search.trials()) >= total
+    def is_over(self) -> bool:
+        """Whether nothing is left to claim, now or later: every trial of the total has ended, or `tuner stop`."""
+        row = self.store.get_study(self.id)
+        return row.stop is not None or sum(trial.ended for trial in self.search.trials()) >= row.total

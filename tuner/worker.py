@@ -1,101 +1,75 @@
-"""A worker: one process on one device that takes trials of a study until none is left.
-
-Started by the coordinator as `python -m tuner.worker`. It stops in order, at the next measurement, on SIGTERM,
-SIGINT or the end of its standard input (its coordinator died); its trial goes back in the queue. Its last line on
-standard output is JSON: how it ended.
-"""
+"""A worker: takes trials of a study, trains each on one device, brings every measurement to where it is safe."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
-import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import models
-from models.trainer import SEARCH_ROLES, DataSpec, DiskError, InputError, Measurement, Run
-from storage.database import Database, DatabaseUnavailable, StorageError, retry
-from storage.leases import GRACE_S, RENEW_EVERY_S, LeaseThread, ProcessIdentity
-from storage.runs import Fenced, MeasurementRow
-from tuner.study import Claim, Study, TooManyFailures, violation_metric
+from storage.artifacts import ArtifactError, ArtifactUnavailable
+
+from models.trainer import DiskError, Measurement, Run
+from storage.database import DatabaseUnavailable, StorageError, retry
+from storage.leases import GRACE_S, RENEW_EVERY_S
+from storage.runs import Fenced
+from tuner import logs
+from tuner.reporter import Reporter
+from tuner.study import Claim, Study, violation_metric
+from tuner.uploads import RunUploads, Uploads
 
 log = logging.getLogger("tuner")
 T = TypeVar("T")
 
-# How long a claim, a stop or an end waits for a database that is away.
+# How long a claim, a stop or an end waits for a database or an artifact store that is away.
 OUTAGE_S = 900.0
+# How long a worker that is told to stop waits for its next measurement.
+STOP_GRACE_S = 100.0
+UPLOAD_EVERY_S = 30.0
 IDLE_POLL_S = 0.5
-FAILED_EXIT = 1
-REFUSED_EXIT = 2
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the coordinator tells a worker, as JSON in its arguments; the database URL comes by TUNER_STORAGE."""
+    """What a supervisor tells a worker process, as JSON in its arguments; the database URL comes by TUNER_STORAGE.
 
-    study: str
+    Args:
+        studies: serve these alone; none: whatever is queued.
+        data_path: the data of `tuner run`; None: they are found below `roots`, by their hashes.
+        stay: wait for more when nothing is left to do.
+    """
+
     device: str
     runs: str
-    data_path: str
-    data_path_given: bool
     cache: str
+    studies: tuple[str, ...] = ()
+    data_path: str | None = None
+    data_path_given: bool = False
+    roots: tuple[str, ...] = ()
+    artifacts: str | None = None
+    upload_every_s: float = UPLOAD_EVERY_S
+    stay: bool = False
+    stop_grace_s: float = STOP_GRACE_S
+    outage_s: float = OUTAGE_S
     renew_every_s: float = RENEW_EVERY_S
     grace_s: float = GRACE_S
 
+    @classmethod
+    def from_json(cls, text: str) -> WorkerOptions:
+        tree = json.loads(text)
+        return cls(**{**tree, "studies": tuple(tree["studies"]), "roots": tuple(tree["roots"])})
 
-class Journal:
-    """The measurements of a run in append-only files, one per attempt, beside its checkpoints.
-
-    A measurement is on the disk before it is in the database. A torn last line (killed while writing) is skipped.
-    """
-
-    NAME = "measurements.jsonl"
-
-    def __init__(self, directory: Path, attempt: int) -> None:
-        self._directory = directory
-        self._attempt = attempt
-        self._path = directory / f"attempt-{attempt}" / self.NAME
-
-    def append(self, measurement: MeasurementRow) -> None:
-        """Raises DiskError when the disk refuses."""
-        line = json.dumps(
-            {"step": measurement.step, "elapsed_s": measurement.elapsed_s, "metrics": dict(measurement.metrics)}
-        )
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise DiskError(
-                error.errno, f"{self._path}: cannot write ({error.strerror}); free space, run again"
-            ) from error
-
-    def read_all(self) -> list[MeasurementRow]:
-        """Every measurement of every attempt up to this one, one a step (the newest attempt's), by step."""
-        found: dict[int, MeasurementRow] = {}
-        files = {int(path.parent.name[8:]): path for path in self._directory.glob(f"attempt-*/{self.NAME}")}
-        for attempt in sorted(files):
-            if attempt > self._attempt:
-                break
-            for line in files[attempt].read_text(errors="replace").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                found[row["step"]] = MeasurementRow(row["step"], row["metrics"], row["elapsed_s"], attempt)
-        return [found[step] for step in sorted(found)]
+    @property
+    def torch_device(self) -> str:
+        """The device as the process sees it, to which its supervisor has shown no other one."""
+        return "cuda:0" if self.device.startswith("cuda") else self.device
 
 
 class Worker:
@@ -105,11 +79,12 @@ class Worker:
         data: what the trainer's `load` returned; train and valid alone.
         stop: set from outside to stop at the next measurement.
         steady: whether leases of other hosts may be judged (LeaseThread.steady).
+        uploads: the study's part of the artifact store; None: checkpoints stay in the folder of runs.
     """
 
     def __init__(
         self, study: Study, trainer: Any, data: Any, worker_id: int, options: WorkerOptions, stop: threading.Event,
-        steady: Callable[[], bool] = lambda: False,
+        steady: Callable[[], bool] = lambda: False, uploads: Uploads | None = None,
     ) -> None:  # fmt: skip
         self.study = study
         self.trainer = trainer
@@ -118,80 +93,132 @@ class Worker:
         self.options = options
         self.stop = stop
         self.steady = steady
+        self.uploads = uploads
         self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
+        self._held: tuple[Claim, RunUploads | None] | None = None
 
     def serve(self) -> None:
-        """Take trials until every trial of the study's total has ended, or `stop` is set.
+        """Take trials until every trial of the study's total has ended, the study or this worker is stopped.
 
         Raises:
             TooManyFailures, DiskError, StorageError.
         """
         while not self.stop.is_set():
-            claim = self._patiently(
-                lambda: self.study.claim(self.worker_id, self.steady(), self.options.grace_s), "claim"
-            )
-            if claim is not None:
-                self._run(claim)
-            elif self._patiently(self.study.is_done, "count"):
+            if self.work():
+                continue
+            if self._patiently(self.study.is_over, "count"):
                 return
-            else:
-                # Somebody else's trial may yet come back to the queue.
-                self.stop.wait(IDLE_POLL_S)
+            # Somebody else's trial may yet come back to the queue.
+            self.stop.wait(IDLE_POLL_S)
+
+    def work(self) -> bool:
+        """Take one trial, if there is one, and see it to its end; False when there was none. Raises as `serve`."""
+        claim = self._patiently(
+            lambda: self.study.claim(self.worker_id, self.steady(), self.options.grace_s), "claim"
+        )
+        if claim is None:
+            return False
+        with logs.context(study=self.study.name, trial=claim.number, attempt=claim.attempt):
+            log.info("trial claimed", extra={"action": "claim", "arm": claim.arm})
+            try:
+                self._run(claim)
+            except Fenced as fenced:
+                log.warning("trial lost to another worker: %s", fenced, extra={"action": "fenced"})
+            finally:
+                self._held = None
+        return True
+
+    def abandon(self) -> None:
+        """Put the trial in hand back in the queue at its newest checkpoint, from another thread; the process ends
+        right after."""
+        if self._held is None:
+            return
+        claim, uploads = self._held
+        if uploads is not None:
+            with suppress(StorageError, Fenced):
+                uploads.finish(5.0)
+        with suppress(StorageError, Fenced):
+            self.study.stop(claim)
 
     def _run(self, claim: Claim) -> None:
-        log.info(
-            "trial claimed: action=claim study=%s trial=%d attempt=%d arm=%s worker=%d",
-            self.study.name, claim.number, claim.attempt, claim.arm, self.worker_id,
-        )  # fmt: skip
         try:
-            outcome = self._train(claim)
-        except Fenced as fenced:
-            log.warning("trial lost to another worker: action=fenced %s", fenced)
-            return
-        except DiskError:
-            self._finish(lambda: self.study.stop(claim))
+            outcome, failure = self._train(claim)
+        except (DiskError, ArtifactError):
+            # No fault of the trial: whoever takes it next goes on from its checkpoint.
+            self._patiently(lambda: self.study.stop(claim), "stop")
             raise
         if outcome == "stopped":
-            self._finish(lambda: self.study.stop(claim))
+            self._patiently(lambda: self.study.stop(claim), "stop")
         else:
-            state, failure = outcome if isinstance(outcome, tuple) else (outcome, None)
-            self._finish(lambda: self.study.end(claim, state, failure))
-        log.info("trial left: action=release study=%s trial=%d outcome=%s", self.study.name, claim.number, outcome)
+            self._patiently(lambda: self.study.end(claim, outcome, failure), "end")
+        log.info("trial left", extra={"action": "release", "outcome": outcome})
 
-    def _finish(self, call: Callable[[], Any]) -> None:
-        try:
-            self._patiently(call, "end")
-        except Fenced as fenced:
-            log.warning("trial lost to another worker: action=fenced %s", fenced)
-
-    def _train(self, claim: Claim) -> str | tuple[str, str]:
-        """Train until the trial is complete, pruned, stopped or (failed, reason)."""
-        spec = self.study.spec
+    def _train(self, claim: Claim) -> tuple[str, str | None]:
+        """Train until the trial is complete, pruned, stopped, or failed with a reason."""
         directory = Path(self.options.runs) / self.study.name / "trials" / f"{claim.number:05d}"
-        reporter = _Reporter(self.study, claim, Journal(directory, claim.attempt))
+        reporter = Reporter(self.study, claim, directory)
         try:
             config = self.trainer.Config.model_validate(self._config(claim))
-            run = Run(directory, spec.seed, self.options.device, claim.attempt, spec.decision)
+            run = Run(
+                directory, self.study.spec.seed, self.options.torch_device, claim.attempt, self.study.spec.decision
+            )
             self._patiently(reporter.resume, "resume")
-            measurements = self.trainer.fit(config, self.data, run)
-            try:
-                for measurement in self._timed(measurements):
-                    if self._reported(reporter, claim, measurement):
-                        return "pruned"
-                    if self.stop.is_set():
-                        return "stopped"
-            finally:
-                measurements.close()
-            self._patiently(reporter.flush, "measurements")
+            with self._uploading(claim, directory) as uploads:
+                self._held = (claim, uploads)
+                outcome = self._measure(claim, self.trainer.fit(config, self.data, run), reporter, uploads)
+                if uploads is not None and reporter.last_step is not None:
+                    self._bring_up(uploads, outcome)
             if reporter.last_step is None:
                 return "failed", "the trainer ended without a measurement"
-            return "complete"
+            return outcome, None
         except (Fenced, DiskError, StorageError):
             raise
         except Exception as error:
-            log.error("trial failed: action=fail trial=%d\n%s", claim.number, traceback.format_exc())
+            log.error("trial failed", exc_info=error, extra={"action": "fail"})
             self._patiently(reporter.flush, "measurements")
             return "failed", reason_of(error)
+
+    def _uploading(self, claim: Claim, directory: Path) -> Any:
+        """The run's way to the artifact store, once what is there has been brought here."""
+        if self.uploads is None:
+            return nullcontext()
+        study, uploads = self.study, self.uploads
+        row = self._patiently(lambda: study.store.get_run(study.id, claim.number), "resume")
+        if row.uploaded_attempt is not None:
+            named = (row.uploaded_attempt, row.uploaded_step)
+            self._patiently(lambda: uploads.restore(claim.number, directory, named), "restore")
+        return uploads.open(
+            claim.number, claim.attempt, directory,
+            lambda step: study.store.name_upload(study.id, claim.number, claim.attempt, step),
+        )  # fmt: skip
+
+    def _bring_up(self, uploads: RunUploads, outcome: str) -> None:
+        """See the newest checkpoint into the artifact store before the trial is let go."""
+        patience_s = self.options.stop_grace_s / 4 if outcome == "stopped" else self.options.outage_s
+        try:
+            uploads.finish(patience_s)
+        except (ArtifactUnavailable, DatabaseUnavailable) as error:
+            if outcome != "stopped":
+                raise
+            # The checkpoint is safe in the folder of runs; elsewhere the trial goes on from an earlier upload.
+            log.warning("newest checkpoint not uploaded: %s", error, extra={"action": "upload_late"})
+
+    def _measure(
+        self, claim: Claim, measurements: Iterator[Measurement], reporter: Reporter, uploads: RunUploads | None
+    ) -> str:
+        try:
+            for measurement in self._timed(measurements):
+                verdict = self._reported(reporter, claim, measurement)
+                if uploads is not None:
+                    uploads.offer(measurement.step)
+                if verdict is not None:
+                    return verdict
+                if self.stop.is_set():
+                    return "stopped"
+        finally:
+            measurements.close()  # type: ignore[attr-defined]
+        self._patiently(reporter.flush, "measurements")
+        return "complete"
 
     def _timed(self, measurements: Iterator[Measurement]) -> Iterator[Measurement]:
         while True:
@@ -204,8 +231,8 @@ class Worker:
                 return
             yield measurement
 
-    def _reported(self, reporter: _Reporter, claim: Claim, measurement: Measurement) -> bool:
-        """Record one measurement; True when the pruner gives the trial up."""
+    def _reported(self, reporter: Reporter, claim: Claim, measurement: Measurement) -> str | None:
+        """Record one measurement; `pruned` or `stopped` when the trial is to be left."""
         spec = self.study.spec
         for name in (spec.objective.metric, violation_metric(spec)):
             if name not in measurement.metrics:
@@ -215,11 +242,13 @@ class Worker:
                 raise FloatingPointError(f"step {measurement.step}: metric {name} is {value}")
         reporter.add(measurement)
         try:
-            n_ended = reporter.flush()
-            return self.study.search.should_prune(claim.trial, n_ended)
+            recorded = reporter.flush()
+            if self.study.search.should_prune(claim.trial, measurement.step, recorded.n_ended):
+                return "pruned"
+            return "stopped" if recorded.stop == "now" else None
         except DatabaseUnavailable as error:
-            log.warning("database away, training goes on: action=outage trial=%d %s", claim.number, error)
-            return False
+            log.warning("database away, training goes on: %s", error, extra={"action": "outage"})
+            return None
 
     def _config(self, claim: Claim) -> dict[str, Any]:
         """The run's config: sampled once, recorded whole, the same at every later attempt."""
@@ -237,59 +266,7 @@ class Worker:
         return self._patiently(sample, "config")
 
     def _patiently(self, call: Callable[[], T], what: str) -> T:
-        return retry(call, OUTAGE_S, what)
-
-
-class _Reporter:
-    """Carries measurements from a run to its file, our table and Optuna's, in order and once."""
-
-    def __init__(self, study: Study, claim: Claim, journal: Journal) -> None:
-        self._study = study
-        self._claim = claim
-        self._journal = journal
-        self._known: set[int] = set()
-        self._unstored: list[MeasurementRow] = []
-        self._unreported: list[tuple[int, float]] = []
-        self.last_step: int | None = None
-
-    def resume(self) -> None:
-        """Take up what earlier attempts had measured; the next flush brings the tables up to it."""
-        stored = self._study.store.measurements(self._study.id, [self._claim.number])[self._claim.number]
-        metric = self._study.spec.objective.metric
-        self._known = {row.step for row in stored}
-        self._unreported = [(row.step, row.metrics[metric]) for row in stored]
-        for row in self._journal.read_all():
-            if row.step not in self._known:
-                self._enqueue(row)
-        self.last_step = max(self._known, default=None)
-
-    def add(self, measurement: Measurement) -> None:
-        row = MeasurementRow(measurement.step, measurement.metrics, measurement.elapsed_s)
-        self.last_step = row.step
-        # A resumed trainer yields the measurement of its checkpoint once more.
-        if row.step not in self._known:
-            self._journal.append(row)
-            self._enqueue(row)
-
-    def _enqueue(self, row: MeasurementRow) -> None:
-        self._known.add(row.step)
-        self._unstored.append(row)
-        self._unreported.append((row.step, row.metrics[self._study.spec.objective.metric]))
-
-    def flush(self) -> int:
-        """Write what is not written yet; returns the number of ended runs.
-
-        Raises:
-            Fenced: another worker owns the trial.
-            DatabaseUnavailable: everything stays queued for the next call.
-        """
-        study, claim = self._study, self._claim
-        n_ended = study.store.record(study.id, claim.number, claim.attempt, self._unstored)
-        self._unstored.clear()
-        while self._unreported:
-            study.search.report(claim.trial, *self._unreported[0])
-            self._unreported.pop(0)
-        return n_ended
+        return retry(call, self.options.outage_s, what)
 
 
 def reason_of(error: BaseException) -> str:
@@ -298,99 +275,6 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def load_data(trainer: Any, spec_data: Mapping[str, Any], options: WorkerOptions) -> Any:
-    data = DataSpec(
-        trainer.Data.model_validate(spec_data),
-        Path(options.data_path),
-        Path(options.cache),
-        options.data_path_given,
-    )
-    return trainer.load(data, SEARCH_ROLES)
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    def handler(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            os._exit(130)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
-
-    def watch_parent() -> None:
-        while os.read(0, 4096):
-            pass
-        stop.set()
-
-    threading.Thread(target=watch_parent, name="parent", daemon=True).start()
-
-
-def serve(options: WorkerOptions, url: str, stop: threading.Event) -> dict[str, float]:
-    """Open study, data and lease, then work.
-
-    Returns:
-        `serve_s`, the time from the first claim to the end, and `fit_s`, the part of it inside the trainer.
-
-    Raises:
-        InputError, and what Worker.serve raises.
-    """
-    database = Database(url)
-    try:
-        study = Study.open(database, options.study)
-        row = study.store.get_study(study.id)
-        trainer = models.get_trainer(study.spec.trainer)
-        data = load_data(trainer, study.spec.data, options)
-        expected = json.loads(row.data)["data_hash"]
-        if data.manifest.data_hash != expected:
-            raise InputError(
-                f"{options.data_path}: expected data {expected[:12]}, got {data.manifest.data_hash[:12]}; "
-                "the files changed since the study began: use --name NEW"
-            )
-        worker_id = study.store.register_worker(study.id, ProcessIdentity.current(), options.device)
-        try:
-            with LeaseThread(lambda: study.store.renew(worker_id), options.renew_every_s) as lease:
-                worker = Worker(study, trainer, data, worker_id, options, stop, lambda: lease.steady)
-                started = time.monotonic()
-                worker.serve()
-                return {"serve_s": time.monotonic() - started, "fit_s": worker.fit_s}
-        finally:
-            # Also where it gives up: other hosts need not wait for its lease to run out.
-            study.store.end_worker(worker_id)
-    finally:
-        database.close()
-
-
-def main() -> int:
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s pid=%(process)d %(message)s",
-    )
-    stop = threading.Event()
-    _stop_on_signals(stop)
-    # What a trainer prints belongs to the log; it would fill a pipe that nobody reads before the end.
-    coordinator = os.dup(1)
-    os.dup2(2, 1)
-    options = WorkerOptions(**json.loads(sys.argv[1]))
-    ending: dict[str, Any] = {"reason": None}
-    code = 0
-    try:
-        ending |= serve(options, os.environ["TUNER_STORAGE"], stop)
-    except (TooManyFailures, DatabaseUnavailable) as error:  # neither is anybody's bad input
-        ending["reason"], code = str(error), FAILED_EXIT
-        log.error("worker stops: action=failed %s", error)
-    except (InputError, StorageError, DiskError) as error:
-        ending["reason"], code = str(error), REFUSED_EXIT
-        log.error("worker stops: action=refused %s", error)
-    with suppress(BrokenPipeError):  # the coordinator died
-        os.write(coordinator, json.dumps(ending).encode() + b"\n")
-    return code
-
-
 def arguments(options: WorkerOptions) -> list[str]:
     """The command line of a worker process."""
-    return [sys.executable, "-m", "tuner.worker", json.dumps(asdict(options))]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return [sys.executable, "-m", "tuner.worker_process", json.dumps(asdict(options))]

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import yaml
 from models.trainer import InputError
 from storage.database import Database, StorageError
 from storage.runs import Store
-from tests.searches import METRIC, make_study, new_worker, work_off
+from tests.searches import METRIC, new_worker, work_off
 from tuner import coordinator
-from tuner.coordinator import RunFailed, RunOptions, choose_devices, read_spec, run
+from tuner.coordinator import RunOptions, read_spec, run
+from tuner.crew import RunFailed
 from tuner.study import Study
 
 SPEC: dict[str, Any] = {
@@ -164,7 +164,8 @@ def test_what_was_free_to_change_is_taken_over(house: House) -> None:
     database = Database(house.url)
     spec = Study.open(database, "toy").spec
     database.close()
-    assert (spec.max_failures_in_a_row, spec.data["path"]) == (9, "elsewhere")
+    assert spec.max_failures_in_a_row == 9
+    assert "path" not in spec.data  # the database knows data by their content
 
 
 def test_a_lower_total_is_told_only_to_who_asked_for_it(house: House) -> None:
@@ -220,102 +221,11 @@ def test_replacements_are_as_many_as_failures(house: House, monkeypatch: pytest.
         raise Refused
 
     for _ in range(2):  # asked twice, added once
-        monkeypatch.setattr(coordinator, "_Crew", no_crew)
+        monkeypatch.setattr(coordinator, "Crew", no_crew)
         with pytest.raises(Refused):
             house.again(n_trials=4, retry_failed=True)
         assert study.store.get_study(study.id).total == 6
     database.close()
-
-
-class TestDevices:
-    def test_one_worker_a_core_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("models.cuda_devices", list)
-        monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2})
-        assert choose_devices("auto", None) == ["cpu"] * 3
-        assert choose_devices("cpu", None) == ["cpu"] * 3
-        assert choose_devices("auto", 5) == ["cpu"] * 5
-
-    def test_one_worker_a_card(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("models.cuda_devices", lambda: ["cuda:0", "cuda:1"])
-        assert choose_devices("auto", None) == ["cuda:0", "cuda:1"]
-        assert choose_devices("auto", 3) == ["cuda:0", "cuda:1", "cuda:0"]
-        assert choose_devices("cuda:1", None) == ["cuda:1"]
-        assert choose_devices("cuda:1, cpu", 3) == ["cuda:1", "cpu", "cuda:1"]
-
-    @pytest.mark.parametrize(("devices", "workers"), [("cuda:7", None), ("gpu", None), ("cpu", 0), ("cpu", -1)])
-    def test_others_are_refused(self, devices: str, workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("models.cuda_devices", lambda: ["cuda:0"])
-        with pytest.raises(InputError, match=r"--(devices|workers): expected"):
-            choose_devices(devices, workers)
-
-
-class TestCrew:
-    """What the coordinator makes of workers that end; workers are small scripts here."""
-
-    @pytest.fixture
-    def crew(self, sqlite_with_tables_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-        monkeypatch.setattr(coordinator, "POLL_S", 0.01)
-        database = Database(sqlite_with_tables_url)
-        (tmp_path / "toy.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
-        options = RunOptions(
-            str(tmp_path / "toy.yaml"), runs=str(tmp_path / "runs"), storage=sqlite_with_tables_url
-        )
-        study = make_study(database, read_spec(options)[0])
-        started = []
-
-        def make(*scripts: str, timeout_s: float | None = None) -> Any:
-            from dataclasses import replace
-
-            left = iter(scripts)
-
-            def arguments(_options: Any) -> list[str]:
-                started.append(1)
-                return ["sh", "-c", next(left)]
-
-            monkeypatch.setattr(coordinator, "arguments", arguments)
-            crew = coordinator._Crew(
-                study, ["cpu"] * min(2, len(scripts)), replace(options, timeout_s=timeout_s), Said(), 0.0
-            )
-            crew._started = coordinator.time.monotonic()
-            return crew
-
-        make.started = started  # type: ignore[attr-defined]
-        yield make
-        database.close()
-
-    ok = """echo '{"reason": null, "serve_s": 2.0, "fit_s": 1.5}'"""
-
-    def test_time_is_added_up(self, crew: Any) -> None:
-        made = crew(self.ok, self.ok)
-        assert made.see_through() == 0
-        assert made.time_s == {"serve_s": 4.0, "fit_s": 3.0}
-
-    def test_a_dead_one_is_replaced(self, crew: Any) -> None:
-        assert crew(self.ok, "kill -9 $$", "exit 1", self.ok).see_through() == 0
-        assert len(crew.started) == 4
-
-    def test_those_that_keep_dying_are_not(self, crew: Any) -> None:
-        with pytest.raises(RunFailed, match=r"keep dying \(exit 7\); see .*logs"):
-            crew(*["exit 7"] * 40).see_through()
-        assert len(crew.started) == coordinator.MAX_BARREN_DEATHS + 1  # two at once
-
-    def test_bad_input_stops_everybody(self, crew: Any) -> None:
-        refused = """echo '{"reason": "the disk is full"}'; exit 2"""
-        with pytest.raises(InputError, match="the disk is full"):
-            crew(refused, f"cat; {self.ok}").see_through()  # cat ends with its standard input
-
-    def test_the_first_reason_counts_with_its_kind(self, crew: Any) -> None:
-        failed = """echo '{"reason": "three failed"}'; exit 1"""
-        later = """cat; echo '{"reason": "something else"}'; exit 2"""
-        with pytest.raises(RunFailed, match="three failed"):
-            crew(failed, later).see_through()
-
-    def test_the_time_is_up(self, crew: Any) -> None:
-        assert crew(f"cat; {self.ok}", f"cat; {self.ok}", timeout_s=0.05).see_through() == 0
-
-    def test_one_that_dies_while_all_stop_is_neither_replaced_nor_a_fault(self, crew: Any) -> None:
-        assert crew("cat; kill -9 $$", f"cat; {self.ok}", timeout_s=0.05).see_through() == 0
-        assert len(crew.started) == 2
 
 
 def test_an_unreachable_database_is_told_before_data_are_prepared(
@@ -350,11 +260,11 @@ def test_time_is_up_then_one_interrupt_stops_at_once(house: House) -> None:
 
 
 def test_a_run_that_cannot_go_on_still_writes_its_results(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(coordinator._Crew):
-        def see_through(self) -> int:
+    class Broken(coordinator.Crew):
+        def see_through(self, *_: Any) -> int:
             raise RunFailed("three failed")
 
-    monkeypatch.setattr(coordinator, "_Crew", Broken)
+    monkeypatch.setattr(coordinator, "Crew", Broken)
     options = house.options(n_trials=4)
     results = Path(options.runs) / "toy" / "results.json"
     with pytest.raises(RunFailed, match="three failed"):

@@ -181,7 +181,7 @@ def walk(search: Search, trial: optuna.Trial, curve: Any, n_ended: int) -> tuple
     state = "complete"
     for step, value in enumerate(curve):
         search.report(trial, step, float(value))
-        if search.should_prune(trial, n_ended):
+        if search.should_prune(trial, step, n_ended):
             state = "pruned"
             break
     best = float(max(curve[: step + 1]))
@@ -237,10 +237,10 @@ class TestPruning:
             search.end(trial, "complete", 0.9, -0.1)
         for trial in (trial_0, trial_1):
             search.report(trial, 0, 0.1)
-            assert not search.should_prune(trial, 2)
+            assert not search.should_prune(trial, 0, 2)
         loser = search.ask()
         search.report(loser, 0, 0.1)
-        assert search.should_prune(loser, 2)
+        assert search.should_prune(loser, 0, 2)
 
     def test_completed_trials_are_read_again_when_more_have_ended(self, sqlite: Database) -> None:
         search, other = (Search(sqlite, self.spec(min_completed=1), "s", create=c) for c in (True, False))
@@ -248,11 +248,23 @@ class TestPruning:
         trial = search.ask()
         for step in range(3):
             search.report(trial, step, 0.6)
-        assert not search.should_prune(trial, 2)
+        assert not search.should_prune(trial, 2, 2)
         other.ask()
         assert play(other, lambda step: 0.9, 4, 2) == "complete"  # trial 4, of the same arm
-        assert not search.should_prune(trial, 2)
-        assert search.should_prune(trial, 3)  # 0.6 against the median of 0.5 and 0.9
+        assert not search.should_prune(trial, 2, 2)
+        assert search.should_prune(trial, 2, 3)  # 0.6 against the median of 0.5 and 0.9
+
+    def test_a_step_measured_again_is_judged_by_its_new_value_alone(self, sqlite: Database) -> None:
+        search = Search(sqlite, self.spec(min_completed=1, warmup_steps=0), "s", create=True)
+        assert [play(search, lambda step: 0.5, 4, n) for n in range(2)] == ["complete"] * 2
+        trial = search.ask()
+        for step, value in enumerate((0.1, 0.2, 0.9)):
+            search.report(trial, step, value)
+        search.report(trial, 1, 0.15)
+        assert search.study.trials[2].intermediate_values == {0: 0.1, 1: 0.15, 2: 0.9}
+        # What an earlier attempt measured at step 2 saves it there, and not before.
+        assert not search.should_prune(trial, 2, 2)
+        assert search.should_prune(trial, 1, 2)
 
     @pytest.mark.parametrize("pruner", PRUNERS)
     def test_every_pruner_works(self, sqlite: Database, pruner: str) -> None:
@@ -304,7 +316,7 @@ class TestTransactions:
     @pytest.mark.parametrize("n_metrics", [1, 60])
     def test_two_at_most_per_measurement(self, database: Database, n_metrics: int, tmp_path: Path) -> None:
         from models.trainer import Measurement
-        from tuner.worker import Journal, _Reporter
+        from tuner.reporter import Reporter
 
         study = make_study(database, make_spec(pruner={"name": "median", "min_completed": 1, "warmup_steps": 0}))
         worker = new_worker(study)
@@ -314,7 +326,7 @@ class TestTransactions:
             work_off(study, claim, n_steps=6)
         claim = study.claim(worker)
         assert claim is not None
-        reporter = _Reporter(study, claim, Journal(tmp_path, claim.attempt))
+        reporter = Reporter(study, claim, tmp_path)
         metrics = {f"train/m{i}": 0.5 for i in range(n_metrics)}
         counts = []
         for step in range(6):
@@ -322,7 +334,7 @@ class TestTransactions:
                 reporter.add(
                     Measurement(step, {"valid/toy/pr_auc": 0.9, "valid/toy/violation": 0.1, **metrics}, 1.0)
                 )
-                assert not study.search.should_prune(claim.trial, reporter.flush())
+                assert not study.search.should_prune(claim.trial, step, reporter.flush().n_ended)
             counts.append(counter.transactions)
         # The first of an arm in a process opens the pruner's view of the arm.
         assert counts == [3, 2, 2, 2, 2, 2]
@@ -395,7 +407,7 @@ def compete(_index: int, url: str) -> list[int]:
     study = Study.open(database, "toy")
     worker = new_worker(study)
     numbers = []
-    while not study.is_done():
+    while not study.is_over():
         claim = study.claim(worker)
         if claim is None:
             time.sleep(0.01)

@@ -540,7 +540,10 @@ def test_a_faulty_override_is_told_by_its_key(small: Path, override: str, expect
 def test_the_stored_form_gives_back_the_same_study(name: str):
     spec = load_spec(name)
     again = Spec.from_json(spec.to_json())
-    assert again == spec
+    # But for the path: the database knows data by their content.
+    assert "path" in spec.data
+    assert again == spec.model_copy(update={"data": {k: v for k, v in spec.data.items() if k != "path"}})
+    assert differences(again, spec) == []
     assert list(again.arms) == list(spec.arms)
     assert again.to_json() == spec.to_json()
     assert differences(spec, again) == []
@@ -580,7 +583,10 @@ def test_any_study_survives_the_database(config: dict[str, Any], overlay: dict[s
         seed=seed,
     )
     again = Spec.from_json(spec.to_json())
-    assert again == spec
+    # But for the path: the database knows data by their content.
+    assert "path" in spec.data
+    assert again == spec.model_copy(update={"data": {k: v for k, v in spec.data.items() if k != "path"}})
+    assert differences(again, spec) == []
     assert differences(spec, again) == []
     assert list(again.arms) == ["b", "a"]
 

@@ -51,17 +51,17 @@ class TestClaim:
         claims = [claim(study) for _ in range(3)]
         assert [(c.number, c.attempt, c.arm) for c in claims] == [(0, 1, "one"), (1, 1, "two"), (2, 1, "one")]
         assert study.claim(new_worker(study)) is None
-        assert not study.is_done()
+        assert not study.is_over()
 
     def test_the_total_counts_ended_trials(self, sqlite: Database) -> None:
         study = make_study(sqlite, make_spec(n_trials=2))
         worker = new_worker(study)
         work_off(study, claim(study, worker))
         study.end(claim(study, worker), "failed", "because")
-        assert study.is_done()
+        assert study.is_over()
         assert study.claim(worker) is None
         study.store.start_study(study.id, 2, 1)  # --retry-failed
-        assert not study.is_done()
+        assert not study.is_over()
         assert claim(study, worker).number == 2
 
     def test_an_interrupted_trial_goes_first(self, database: Database) -> None:
@@ -92,7 +92,7 @@ class TestClaim:
         study.search.ask()  # by somebody whose lock was lost with its connection
         assert study.claim(worker) is None
         assert states(study) == ["complete", "complete", "waiting"]
-        assert study.is_done()
+        assert study.is_over()
         study.store.start_study(study.id, 3, 0)
         assert claim(study, worker).number == 2
 
@@ -202,7 +202,7 @@ class TestEnd:
         for _ in range(3):
             study.end(claim(study, worker), "failed", "the card burnt")
         assert study.claim(worker) is None
-        assert study.is_done()
+        assert study.is_over()
 
 
 class TestFences:
@@ -262,7 +262,7 @@ class TestFences:
         self.assert_refused(study, zombie)
         assert states(study) == ["complete"]
         assert outcomes(study) == ["lost", "complete"]
-        assert study.is_done()
+        assert study.is_over()
         assert study.claim(new_worker(study)) is None
         assert len(study.store.runs(study.id)) == 1
 
@@ -288,7 +288,7 @@ class TestBarrenCrashes:
         run = study.store.runs(study.id)[0]
         assert run.failure == "its worker process died 3 times in a row without a new checkpoint"
         assert outcomes(study) == ["crashed"] * 4
-        assert study.is_done()
+        assert study.is_over()
 
     def test_one_that_advances_never_does(self, sqlite: Database) -> None:
         study = make_study(sqlite, make_spec(n_trials=1))
@@ -435,7 +435,7 @@ class TestCrashPoints:
         work_off(again, claim(again))
         assert states(again) == ["complete"]
         assert len(again.store.runs(again.id)) == 1
-        assert again.is_done()
+        assert again.is_over()
 
     def test_between_ask_and_claim(self, study: Study) -> None:
         study.search.ask()
@@ -462,7 +462,7 @@ class TestCrashPoints:
         study.recover()
         run = study.store.runs(study.id)[0]
         assert (run.ended_at is not None, run.best_step, outcomes(study)) == (True, 0, ["complete"])
-        assert study.is_done()
+        assert study.is_over()
         assert study.claim(new_worker(study)) is None
 
     def test_between_tell_and_end_of_a_failure(self, study: Study) -> None:

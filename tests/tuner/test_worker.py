@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from models.trainer import DataSpec, DiskError, Measurement, Run
+from models.trainer import SEARCH_ROLES, DataSpec, DiskError, Measurement, Run
 from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow, Store
 from tests.searches import METRIC, VIOLATION, dead, elsewhere, make_spec, make_study, new_worker
-from tests.toy import ToyConfig, ToyData, ToyDataset, ToyTrainer
+from tests.toy import ToyConfig, ToyDataset, ToyTrainer
+from tuner.reporter import Journal
 from tuner.study import Study, TooManyFailures
-from tuner.worker import Journal, Worker, WorkerOptions, load_data, reason_of
+from tuner.worker import Worker, WorkerOptions, reason_of
 
 ONE_ARM = {"arms": {"only": {}}, "space": {"x": {"low": 0.0, "high": 1.0}}, "pruner": {"name": "none"}}
 
@@ -50,8 +51,8 @@ class Watched(ToyTrainer):
 
 
 def make_worker(study: Study, tmp_path: Path, trainer: Any, identity: Any = None) -> Worker:
-    options = WorkerOptions(study.name, "cpu", str(tmp_path / "runs"), ".", False, str(tmp_path / "cache"))
-    data = load_data(trainer, study.spec.data, options)
+    options = WorkerOptions("cpu", str(tmp_path / "runs"), str(tmp_path / "cache"), (study.name,))
+    data = trainer.load(DataSpec(trainer.Data(), None, tmp_path / "cache"), SEARCH_ROLES)
     return Worker(study, trainer, data, new_worker(study, identity), options, threading.Event())
 
 
@@ -175,7 +176,8 @@ class TestResume:
             connection.exec_driver_sql("delete from tuner_measurements where step = 2")
         make_worker(Study.open(database, "toy"), tmp_path, trainer).serve()
         rows = study.store.measurements(study.id, [0])[0]
-        assert [(row.step, row.attempt) for row in rows] == [(0, 1), (1, 1), (2, 1), (3, 2)]
+        # Of step 3 there is but its checkpoint, which tells whose it is.
+        assert [(row.step, row.attempt) for row in rows] == [(0, 1), (1, 1), (2, 1), (3, 1)]
         assert list(study.search.study.trials[0].intermediate_values) == [0, 1, 2, 3]
 
     def test_steps_that_optuna_misses_are_reported(self, database: Database, tmp_path: Path) -> None:
@@ -407,27 +409,12 @@ class TestJournal:
         study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
         record, seen = Store.record, []
 
-        def watched(self: Store, study_id: int, number: int, attempt: int, rows: Any) -> int:
+        def watched(self: Store, study_id: int, number: int, attempt: int, rows: Any, curves: Any) -> Any:
             path = tmp_path / f"runs/toy/trials/{number:05d}/attempt-{attempt}/measurements.jsonl"
             lines = [json.loads(line)["step"] for line in path.read_text().splitlines()]
             seen.append([row.step in lines for row in rows])
-            return record(self, study_id, number, attempt, rows)
+            return record(self, study_id, number, attempt, rows, curves)
 
         monkeypatch.setattr(Store, "record", watched)
         make_worker(study, tmp_path, Watched()).serve()
         assert seen[:4] == [[True]] * 4
-
-
-def test_only_train_and_valid_are_loaded(tmp_path: Path) -> None:
-    asked: list[Any] = []
-
-    class Trainer(ToyTrainer):
-        def load(self, data: DataSpec, roles: frozenset[Any]) -> ToyDataset:
-            asked.append((roles, data))
-            return super().load(data, roles)
-
-    options = WorkerOptions("toy", "cpu", "runs", str(tmp_path), True, "cache")
-    load_data(Trainer(), {"content": "x"}, options)
-    assert asked == [
-        (frozenset({"train", "valid"}), DataSpec(ToyData(content="x"), tmp_path, Path("cache"), True)),
-    ]  # fmt: skip

@@ -52,7 +52,7 @@ def make_study(folder: Path, name: str = "toy", **changes: Any) -> RunOptions:
         study = coordinator.open_study(spec, data.manifest, options, database)
         study.store.start_study(study.id, spec.n_trials, 0)
         worker_id = study.store.register_worker(study.id, ProcessIdentity.current(), "cpu")
-        told = WorkerOptions(name, "cpu", options.runs, ".", False, str(options.cache))
+        told = WorkerOptions("cpu", options.runs, str(options.cache), (name,))
         Worker(study, trainer, data, worker_id, told, threading.Event()).serve()
         study.store.end_worker(worker_id)
         coordinator.write_results(summarize(study), options, {})

@@ -1,0 +1,163 @@
+"""The service: studies queued in the database, served by supervisors on any number of machines.
+
+A supervisor (`tuner worker`) trains nothing and owns no trial: it starts one worker process a device, replaces
+those that die, and puts back at once what they held.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.artifacts import open_artifacts
+
+from storage.database import Database, DatabaseUnavailable, StorageError
+from storage.leases import GRACE_S, RENEW_EVERY_S
+from storage.runs import Store, StudyRow
+from tuner.catalog import find_name, open_database
+from tuner.coordinator import Observer, RunOptions, open_study, prepare
+from tuner.crew import Crew, choose_devices
+from tuner.metrics import serve_metrics
+from tuner.notify import Notifier
+from tuner.study import Study
+from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
+
+log = logging.getLogger("tuner")
+
+CHECK_EVERY_S = 30.0
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """What `tuner worker` was asked for.
+
+    Args:
+        roots: folders below which data are found by their hashes.
+        artifacts: URL of the artifact store; None: checkpoints stay in `runs`.
+    """
+
+    storage: str
+    studies: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ("data",)
+    devices: str = "auto"
+    workers: int | None = None
+    runs: str = "runs"
+    artifacts: str | None = None
+    upload_every_s: float = UPLOAD_EVERY_S
+    stop_grace_s: float = STOP_GRACE_S
+    metrics_port: int | None = None
+    outage_s: float = OUTAGE_S
+    renew_every_s: float = RENEW_EVERY_S
+    grace_s: float = GRACE_S
+
+
+def submit(options: RunOptions, observer: Observer) -> StudyRow:
+    """Put a study and its budget into the queue: made, or continued if what was asked for is what it is.
+
+    Raises:
+        InputError, StorageError: refused, nothing was written.
+    """
+    spec, manifest, database = prepare(options)
+    try:
+        observer.say(f"data: {manifest.source}")
+        study = open_study(spec, manifest, options, database)
+        study.store.start_study(study.id, options.n_trials or spec.n_trials, 0)
+        study.store.queue_study(study.id)
+        return study.store.get_study(study.id)
+    finally:
+        database.close()
+
+
+def stop(url: str, reference: str, name: str | None, now: bool) -> tuple[str, int]:
+    """Take a study out of the queue; what runs of it is finished, or with `now` left at its next measurement.
+
+    Returns:
+        The study's name and how many of its trials are running.
+    """
+    database = open_database(url, read_only=False)
+    try:
+        store = Store(database)
+        found = store.find_study(find_name(database, reference, name))
+        assert found is not None
+        store.stop_study(found.id, "now" if now else "drain")
+        return found.name, store.progress(found.id)[0].running
+    finally:
+        database.close()
+
+
+def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
+    """Serve queued studies on this machine's devices until a signal.
+
+    Raises:
+        InputError, StorageError: refused before anything was started.
+        RunFailed: a worker gave up, or all keep dying.
+    """
+    devices = choose_devices(options.devices, options.workers)
+    if options.artifacts:
+        open_artifacts(options.artifacts)
+    elif not options.storage.startswith("sqlite"):
+        say("no artifact store (--artifacts): a trial that moves to another machine begins again there")
+    database = open_database(options.storage, read_only=False)
+    try:
+        supervisor = _Supervisor(database, options, say)
+        crew = supervisor.crew(devices)
+        url = database.url.render_as_string(hide_password=False)
+        if options.metrics_port is not None:
+            serve_metrics(options.metrics_port, url, crew)
+        say(f"serving {', '.join(options.studies) or 'every queued study'}; workers: {', '.join(devices)}")
+        crew.see_through(supervisor.tick)
+        supervisor.put_back()
+    finally:
+        database.close()
+
+
+class _Supervisor:
+    """What a supervisor does beside its worker processes."""
+
+    def __init__(self, database: Database, options: ServiceOptions, say: Callable[[str], None]) -> None:
+        self._database = database
+        self._store = Store(database)
+        self._options = options
+        self._say = say
+        self._notifier = Notifier(database)
+        self._next_check = 0.0
+
+    def crew(self, devices: list[str]) -> Crew:
+        options = self._options
+        worker = WorkerOptions(
+            device="", runs=str(Path(options.runs).absolute()), cache=str(Path(options.runs).absolute() / "cache"),
+            studies=options.studies, roots=tuple(str(Path(root).absolute()) for root in options.roots),
+            artifacts=options.artifacts, upload_every_s=options.upload_every_s, stay=True,
+            stop_grace_s=options.stop_grace_s, outage_s=options.outage_s, renew_every_s=options.renew_every_s,
+            grace_s=options.grace_s,
+        )  # fmt: skip
+        url = self._database.url.render_as_string(hide_password=False)
+        return Crew(devices, worker, url, Path(options.runs) / "worker-logs", self._say, self._on_death)
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_EVERY_S
+        try:
+            self._notifier.check()
+        except DatabaseUnavailable as error:
+            log.warning("database away: %s", error, extra={"action": "outage"})
+
+    def _on_death(self) -> int:
+        self.put_back(crashed=True)
+        return self._store.count_measurements()
+
+    def put_back(self, crashed: bool = False) -> None:
+        """Put back what workers held that died on this machine; whatever is left is for whoever asks next."""
+        names = {holding.study_name for holding in self._store.holdings().values()}
+        for name in sorted(names):
+            try:
+                Study.open(self._database, name).recover(crashed=crashed)
+            except DatabaseUnavailable:
+                raise
+            except StorageError as error:  # deleted meanwhile, say
+                log.warning("not put back: %s", error, extra={"action": "outage", "study": name})
