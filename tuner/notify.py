@@ -10,20 +10,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
-from pydantic import Field, field_validator
 
-from models.trainer import FrozenModel
 from storage.database import Database, StorageError, Unavailable, retry
 from storage.runs import Holding, Store, StudyProgress
 from tuner.formats import duration
+from tuner.spec import NotifyEvent, NotifySpec
+from tuner.study import MAX_BARREN_CRASHES
 
 log = logging.getLogger("tuner")
-
-Event = Literal["finished", "stalled", "failed"]
 
 # Nobody is told of what is older, when a study that ended long ago is first seen.
 RECENT_S = 86400.0
@@ -33,41 +31,11 @@ AGAIN_AFTER_S = 120.0
 _NEWEST = 20
 
 
-class NotifySpec(FrozenModel):
-    """A webhook that is sent JSON by POST (`Notifier`).
-
-    Args:
-        url: http or https, without a user name or password in it.
-        on: which events are told.
-        stalled_after_s: a study with budget left stalls when nothing of it is measured or claimed for so long.
-        timeout_s: for the webhook to answer.
-    """
-
-    url: str
-    on: tuple[Event, ...] = Field(default=("finished", "stalled", "failed"), min_length=1)
-    stalled_after_s: float = Field(default=1800.0, gt=0.0, allow_inf_nan=False)
-    timeout_s: float = Field(default=10.0, gt=0.0, le=60.0)
-
-    @field_validator("url")
-    @classmethod
-    def _is_a_webhook(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
-            raise ValueError("expected a URL like https://host/path")  # what was got may hold a token
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("expected a URL without a user name or password, got one with")
-        return url
-
-
 @dataclass(frozen=True)
 class Notice:
     """One event of a study; `key` tells the occasion from the next one of its kind."""
 
-    event: Event
+    event: NotifyEvent
     key: str
     text: str
     details: Mapping[str, Any]
@@ -198,7 +166,6 @@ def _stalled(progress: StudyProgress, since: float, now: float) -> Notice:
 
 def _failed(store: Store, progress: StudyProgress) -> Iterator[Notice]:
     """Since the newest run of the study began: all of the newest trials failed, or one that kills its workers."""
-    from tuner.study import MAX_BARREN_CRASHES  # which knows specifications, and these know this module
 
     row = progress.row
     limit = json.loads(row.spec)["max_failures_in_a_row"]

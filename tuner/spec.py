@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from models import TRAINERS, get_trainer
 from models.trainer import Decision, FrozenModel, InputError, Problem, Trainer
-from tuner.notify import NotifySpec
 from tuner.source import Source, expected_one_of, problems_of, read_tree, show
 from tuner.space import Dimension, Space, parse_space
 from tuner.tree import find, leaves, merge, put, same, settles
@@ -91,6 +91,39 @@ class PrunerSpec(FrozenModel):
         if self.name == "hyperband" and self.max_steps <= max(1, self.warmup_steps):
             raise ValueError(f"max_steps: expected more than warmup_steps, got {self.max_steps}")
         return self
+
+
+NotifyEvent = Literal["finished", "stalled", "failed"]
+
+
+class NotifySpec(FrozenModel):
+    """A webhook that is sent JSON by POST (`Notifier`).
+
+    Args:
+        url: http or https, without a user name or password in it.
+        on: which events are told.
+        stalled_after_s: a study with budget left stalls when nothing of it is measured or claimed for so long.
+        timeout_s: for the webhook to answer.
+    """
+
+    url: str
+    on: tuple[NotifyEvent, ...] = Field(default=("finished", "stalled", "failed"), min_length=1)
+    stalled_after_s: float = Field(default=1800.0, gt=0.0, allow_inf_nan=False)
+    timeout_s: float = Field(default=10.0, gt=0.0, le=60.0)
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_webhook(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
+            raise ValueError("expected a URL like https://host/path")  # what was got may hold a token
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("expected a URL without a user name or password, got one with")
+        return url
 
 
 class Spec(FrozenModel):
