@@ -16,10 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from storage.artifacts import open_artifacts
-
 import models
 from models.trainer import DataSpec, InputError, Manifest
+from storage.artifacts import open_artifacts
 from storage.database import Database, DatabaseUnavailable
 from storage.leases import GRACE_S, RENEW_EVERY_S
 from storage.runs import Store, StudyRow
@@ -251,12 +250,14 @@ def _run(
         observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
     else:
         crew = _crew(study, devices, options, observer)
+        watch = _Watch(study, observer, started)
         observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(crew.devices)}")
         try:
-            interrupts = crew.see_through(_Watch(study, observer, started).tick, options.timeout_s)
+            interrupts = crew.see_through(watch.tick, options.timeout_s)
             code = 130 if interrupts else 0
         except (InputError, RunFailed) as error:
             fault = error
+        watch.close()
         spent = {**crew.time_s, "wall_s": time.monotonic() - started}
     study.recover()
     if study.store.get_study(study.id).stop is not None:
@@ -314,6 +315,12 @@ class _Watch:
             log.warning("progress not read: %s", error, extra={"action": "outage"})
         # A large study takes long to read: never spend more than a twentieth of a core on looking.
         self._next_show = begun + max(1.0, 20 * (time.monotonic() - begun))
+
+    def close(self) -> None:
+        try:
+            self._notifier.close()
+        except DatabaseUnavailable as error:
+            log.warning("database away: %s", error, extra={"action": "outage"})
 
 
 def write_results(summary: StudySummary, options: RunOptions, spent: Mapping[str, float]) -> Path:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.artifacts import open_artifacts
-
 from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.leases import GRACE_S, RENEW_EVERY_S
 from storage.runs import Store, StudyRow
 from tuner.catalog import find_name, open_database
 from tuner.coordinator import Observer, RunOptions, open_study, prepare
 from tuner.crew import Crew, choose_devices
-from tuner.metrics import serve_metrics
 from tuner.notify import Notifier
 from tuner.study import Study
 from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
@@ -106,10 +104,12 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
         crew = supervisor.crew(devices)
         url = database.url.render_as_string(hide_password=False)
         if options.metrics_port is not None:
+            from tuner.metrics import serve_metrics
+
             serve_metrics(options.metrics_port, url, crew)
         say(f"serving {', '.join(options.studies) or 'every queued study'}; workers: {', '.join(devices)}")
         crew.see_through(supervisor.tick)
-        supervisor.put_back()
+        supervisor.close()
     finally:
         database.close()
 
@@ -144,6 +144,13 @@ class _Supervisor:
         self._next_check = now + CHECK_EVERY_S
         try:
             self._notifier.check()
+        except DatabaseUnavailable as error:
+            log.warning("database away: %s", error, extra={"action": "outage"})
+
+    def close(self) -> None:
+        try:
+            self.put_back()
+            self._notifier.close()
         except DatabaseUnavailable as error:
             log.warning("database away: %s", error, extra={"action": "outage"})
 
