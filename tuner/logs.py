@@ -32,10 +32,9 @@ _OURS = ("tuner", "storage", "models")
 
 _SECRET_NAME = r"(?:password|passwd|secret_access_key|session_token)"
 _IN_URL = re.compile(r"//([^\s:/@]*):\S*@")  # up to the last @: a password may have one
+_QUOTED = r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\""
 _ASSIGNED = re.compile(
-    rf"({_SECRET_NAME}(?:\s*=\s*|(?:'|\")\s*:\s*))"
-    r"('(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|[^\s&]+)",
-    re.IGNORECASE,
+    rf"({_SECRET_NAME}\s*=\s*)(?:\*\*\*|{_QUOTED}|[^\s&]+)|({_SECRET_NAME}['\"]\s*:\s*)(?:{_QUOTED})", re.IGNORECASE
 )
 _EVENT_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z(?= )")
 
@@ -45,7 +44,7 @@ _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("log_c
 
 def masked(text: str) -> str:
     """The text with `***` for the password of every URL and of every `password=…` in it; safe to print."""
-    return _ASSIGNED.sub(r"\1***", _IN_URL.sub(r"//\1:***@", text))
+    return _ASSIGNED.sub(r"\1\2***", _IN_URL.sub(r"//\1:***@", text))
 
 
 @contextmanager
@@ -225,7 +224,8 @@ def _renewed(tails: dict[Path, _Tail], folder: Path) -> list[_Tail]:
 
 def _in_order(tails: Iterable[_Tail]) -> Iterator[str]:
     for _, line in heapq.merge(*(tail.read() for tail in tails), key=lambda timed: timed[0]):
-        yield masked(line)
+        # An event was masked when it was written; what a library printed was not.
+        yield line if _EVENT_TIME.match(line) else masked(line)
 
 
 class _Tail:
