@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,8 @@ log = logging.getLogger("tuner")
 
 # Nobody is told of what is older, when a study that ended long ago is first seen.
 RECENT_S = 86400.0
-# Somebody else tries when the one that claimed an event has not told of it by then; longer than any `timeout_s`.
+# Somebody else tries when the one that claimed an event has not told of it by then. Sending begins within half of
+# that time, a webhook may take a quarter, and so may the database that is to hear of it.
 AGAIN_AFTER_S = 120.0
 # A trial that killed its workers is looked for among so many of the newest.
 _NEWEST = 20
@@ -108,7 +110,10 @@ class Notifier:
             raise
 
     def _send(self, due: Sequence[tuple[StudyProgress, NotifySpec, Notice]]) -> None:
+        begun = time.monotonic()
         for progress, spec, notice in due:
+            if time.monotonic() - begun > AGAIN_AFTER_S / 2:
+                return  # whoever looks next claims the rest again
             fields = {"study": progress.row.name, "event": notice.event}
             try:
                 _post(spec, body(progress, notice))
