@@ -153,4 +153,6 @@ def _run(command: list[str]) -> None:
     except FileNotFoundError as error:
         raise NoHosts(f"{command[0]}: expected an installed command, got {error.strerror}") from error
     if done.returncode:
-        raise NoHosts(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+        raise NoHosts(
+            f"{' '.join(command)}: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}"
+        )

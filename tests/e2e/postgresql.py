@@ -104,7 +104,8 @@ class PostgresqlServer:
 
     def close(self) -> None:
         if self._process is not None:
-            self.kill()
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(START_S)
         shutil.rmtree(self._folder)
 
     def _answers(self) -> bool:

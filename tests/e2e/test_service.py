@@ -1,0 +1,143 @@
+"""The service with real processes, real signals and a real PostgreSQL: nothing is lost, nothing counted twice."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+
+import psutil
+
+from tests.e2e.postgresql import PostgresqlServer
+from tests.e2e.service import Service
+
+OUTAGE_S = 60.0
+
+
+def test_eight_workers_on_two_machines_end_200_trials_exactly(service: Service) -> None:
+    service.submit(
+        "many", 200, sampler={"name": "tpe", "n_startup_trials": 20},
+        config={"x": 0.5, "y": 0.5, "n_steps": 4, "step_s": 0.0},
+        pruner={"name": "median", "min_completed": 5, "warmup_steps": 1},
+    )  # fmt: skip
+    machines = [service.machine("one"), service.machine("two")]
+    for machine in machines:
+        machine.start(4)
+    service.wait_for_end("many", 200)
+    # Nothing is begun beyond the total, though eight workers go on asking.
+    for machine in machines:
+        machine.stop()
+    service.check_whole("many", 200)
+    assert {attempt.attempt for attempt in service.attempts("many")} == {1}
+    assert len({attempt.worker_id for attempt in service.attempts("many")}) == 8
+    assert all(worker.ended_at for worker in service.store.workers())
+
+
+def test_fifty_workers_killed_while_100_trials_run(service: Service) -> None:
+    service.submit("killed", 100, config={"x": 0.5, "y": 0.5, "n_steps": 10, "step_s": 0.1})
+    machine = service.machine("one")
+    machine.start(4)
+    chance = random.Random(0)
+    for _ in range(50):
+        # One that holds a trial, some time after anything was measured: a random moment of a step.
+        service.wait_for_count("killed", service.count("killed") + 1)
+        time.sleep(chance.uniform(0.0, 0.2))
+        kill_a_holder(service, chance)
+    service.wait_for_end("killed", 100)
+    machine.stop()
+    # Trained once: every trial whose worker was killed went on after its newest checkpoint.
+    service.check_whole("killed", 100)
+    outcomes = Counter(attempt.outcome for attempt in service.attempts("killed"))
+    assert outcomes["complete"] == 100
+    # Some of the killed had just ended their trial or not yet begun another one.
+    assert 35 <= outcomes["crashed"] <= 50
+    assert set(outcomes) == {"complete", "crashed"}
+
+
+def kill_a_holder(service: Service, chance: random.Random) -> None:
+    def holders() -> list[int]:
+        held = service.held("killed")
+        return [w.identity.pid for w in service.store.workers() if w.id in held and w.ended_at is None]
+
+    mine = {process.pid for process in service.machines[0].workers()}
+    pids = service.wait(lambda: sorted(mine & set(holders())), "a worker that holds a trial")
+    psutil.Process(chance.choice(pids)).kill()
+
+
+def test_the_database_away_for_a_minute_then_killed(service: Service, server: PostgresqlServer) -> None:
+    # Each worker is in the midst of a trial for longer than the outage.
+    service.submit(
+        "long", 4, config={"x": 0.5, "y": 0.5, "n_steps": 45, "step_s": 1.5},
+        pruner={"name": "median", "min_completed": 1, "warmup_steps": 60},
+    )  # fmt: skip
+    machine = service.machine("one")
+    machine.start(4)
+    service.wait_for_count("long", 4)
+    attempts = service.wait(lambda: len(service.attempts("long")) == 4 and service.attempts("long"), "four trials")
+    server.stop()
+    went_away = time.monotonic()
+    before = n_trained(service, "long")
+    service.wait(lambda: n_trained(service, "long") >= before + 40, "epochs while the database is away")
+    assert time.monotonic() - went_away < OUTAGE_S + 10.0
+    time.sleep(max(0.0, OUTAGE_S - (time.monotonic() - went_away)))
+    during = n_trained(service, "long")
+    server.start()
+    service.wait(lambda: service.count("long") >= during, "the measurements of the outage", 30.0)
+    assert len(service.attempts("long")) == len(attempts)
+    service.wait_for_end("long", 4)
+    service.check_whole("long", 4)
+    assert [attempt.outcome for attempt in service.attempts("long")] == ["complete"] * 4
+    assert machine.logged("outage")
+
+    service.submit("short", 60, config={"x": 0.5, "y": 0.5, "n_steps": 8, "step_s": 0.1})
+    for n_measurements in (40, 160, 320):
+        service.wait_for_count("short", n_measurements)
+        server.kill()
+        server.start()
+    service.wait_for_end("short", 60)
+    machine.stop()
+    service.check_whole("short", 60)
+    assert {attempt.outcome for attempt in service.attempts("short")} <= {"complete", "lost"}
+
+
+def n_trained(service: Service, name: str) -> int:
+    return len(list(service.folder.glob(f"*/runs/{name}/trials/*/attempt-*/step-*")))
+
+
+def test_the_poison_rule_both_ways(service: Service) -> None:
+    service.submit(
+        "poison", 6, config={"x": 0.5, "y": 0.5, "n_steps": 10, "step_s": 0.02},
+        # The innocent one is killed in each of its first five attempts, each time one checkpoint further.
+        arms={
+            "good": {},
+            "crasher": {"fault": "exit", "fault_step": 2},
+            "innocent": {"fault": "kill", "fault_step": 1, "fault_attempts": 5, "fault_stride": 1},
+        },
+    )  # fmt: skip
+    machine = service.machine("one")
+    machine.start(3)
+    service.wait_for_end("poison", 6)
+    machine.stop()
+    service.check_whole("poison", 6, failed=(1, 4))
+    outcomes: dict[int, list[str | None]] = {}
+    for attempt in service.attempts("poison"):
+        outcomes.setdefault(attempt.number, []).append(attempt.outcome)
+    assert outcomes[0] == outcomes[3] == ["complete"]
+    assert outcomes[2] == outcomes[5] == ["crashed"] * 5 + ["complete"]
+    # The first attempt measured two steps; three that advanced nothing end it.
+    assert outcomes[1] == outcomes[4] == ["crashed"] * 4
+    failures = [run.failure for run in service.runs("poison") if run.failure]
+    assert failures == ["its worker process died 3 times in a row without a new checkpoint"] * 2
+
+
+def test_a_second_signal_stops_at_once(service: Service) -> None:
+    service.submit("slow", 2, config={"x": 0.5, "y": 0.5, "n_steps": 3, "step_s": 60.0})
+    machine = service.machine("one")
+    machine.start(2)
+    service.wait(lambda: len(service.held("slow")) == 2, "two trials")
+    machine.send(signal.SIGTERM)
+    service.wait(lambda: "interrupted" in machine.said, "that it heard")
+    machine.send(signal.SIGTERM)
+    machine.finish()
+    assert service.n_ended("slow") == 0
