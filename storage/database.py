@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,14 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+    TimeoutError,
+)
 
 log = logging.getLogger("storage")
 T = TypeVar("T")
@@ -28,6 +36,24 @@ T = TypeVar("T")
 # A writer that waits longer than this for SQLite's single write lock is told "database is locked".
 SQLITE_BUSY_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10
+# A cut network is noticed within half a minute: at our end, which waits for an answer, and at the server's, which
+# holds a lock for us.
+_KEEPALIVE = {"idle": 10, "interval": 5, "count": 4}
+_USER_TIMEOUT_MS = 30_000
+# Longer than anything that is done under a lock; then the server takes it from a process that was halted.
+_LONGEST_LOCK_S = 300
+
+# Beginnings of PostgreSQL's error codes that pass: connection lost, server stopping or starting, session ended for
+# being idle, too many connections, out of memory, serialisation and deadlock, lock or statement timeout.
+_PASSING_STATES = (
+    "08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "53300", "53200", "40", "55P03", "57014",
+)  # fmt: skip
+# What a server or a pooler says while connecting, where there is no code, and will say again.
+_LASTING_REFUSALS = (
+    "authentication failed", "no password supplied", "does not exist", "no such user", "no such database",
+    "no pg_hba.conf entry", "permission denied", "not permitted to log in", "certificate", "ssl was required",
+    "does not support ssl", "unsupported startup parameter",
+)  # fmt: skip
 
 
 class StorageError(Exception):
@@ -76,27 +102,41 @@ def parse_url(url: str) -> URL:
 
 
 def engine_kwargs(url: URL, read_only: bool = False) -> dict[str, Any]:
-    """Arguments for `sqlalchemy.create_engine`: one small pool a process, shared with Optuna."""
+    """Arguments for `sqlalchemy.create_engine`: one small pool a process, shared with Optuna.
+
+    On PostgreSQL one connection stays; a lock and Optuna's nested ones come and go. What the URL itself says of a
+    connection counts.
+    """
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_S}}
-    options = {"options": "-c default_transaction_read_only=on"} if read_only else {}
+    settings: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        **{f"keepalives_{name}": value for name, value in _KEEPALIVE.items()},
+        "tcp_user_timeout": _USER_TIMEOUT_MS,
+    }
+    if not read_only:  # after a failover the old primary may still answer, as a standby
+        settings["target_session_attrs"] = "read-write"
     return {
-        "pool_size": 2,
+        "pool_size": 1,
         "max_overflow": 3,
         "pool_pre_ping": True,
-        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, **options},
+        "connect_args": {name: value for name, value in settings.items() if name not in url.query},
     }
 
 
 def prepare_engine(engine: sa.Engine, read_only: bool = False) -> None:
-    """Make SQLite safe and fast for several processes; call before the first connection.
+    """Make connections safe and fast for several processes; call before the first one."""
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine, read_only)
+    else:
+        _prepare_postgresql(engine, read_only)
 
-    WAL and synchronous=NORMAL cost no durability against a killed process. BEGIN IMMEDIATE takes the write lock
+
+def _prepare_sqlite(engine: sa.Engine, read_only: bool) -> None:
+    """WAL and synchronous=NORMAL cost no durability against a killed process. BEGIN IMMEDIATE takes the write lock
     at once: without it two readers that both want to write fail with "database is locked", and Optuna hands one
     queued trial to two workers. A reader takes no lock and changes nothing, not even the journal mode.
     """
-    if engine.dialect.name != "sqlite":
-        return
 
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -116,19 +156,37 @@ def prepare_engine(engine: sa.Engine, read_only: bool = False) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+def _prepare_postgresql(engine: sa.Engine, read_only: bool) -> None:
+    """The server's end of a connection watches the network too. By statement: a pooler refuses start-up options."""
+    settings = "; ".join(f"SET tcp_keepalives_{name} = {value}" for name, value in _KEEPALIVE.items())
+
+    @sa.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.autocommit = True
+        connection.execute(f"{settings}; SET tcp_user_timeout = {_USER_TIMEOUT_MS}")
+        connection.autocommit = False
+        connection.read_only = read_only or None
+
+
 def is_transient(error: BaseException) -> bool:
-    """Whether asking again later can help: the connection broke, or SQLite's lock was not free in time."""
-    if isinstance(error, Unavailable):
+    """Whether asking again later can help: the connection broke, or SQLite's lock was not free in time.
+
+    A full disk, of the server or here, is not waited for: it needs somebody.
+    """
+    if isinstance(error, Unavailable | TimeoutError):  # TimeoutError: no connection of the pool was free in time
         return True
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    # PendingRollbackError: a second use of a connection that broke.
+    if isinstance(error, PendingRollbackError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return True
-    if isinstance(error, OperationalError):
-        text = str(error.orig).lower()
-        if type(error.orig).__module__.startswith("sqlite3"):
-            return "locked" in text or "busy" in text
-        # Wrong credentials or a wrong name stay wrong.
-        return not any(word in text for word in ("authentication failed", "does not exist"))
-    return isinstance(error, TimeoutError)  # no connection of the pool was free in time
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return state.startswith(_PASSING_STATES)
+    text = str(error.orig).lower()
+    if isinstance(error.orig, sqlite3.Error):
+        return isinstance(error, OperationalError) and ("locked" in text or "busy" in text)
+    return isinstance(error, OperationalError) and not any(words in text for words in _LASTING_REFUSALS)
 
 
 def retry(call: Callable[[], T], patience_s: float, what: str) -> T:
@@ -159,6 +217,8 @@ def retry(call: Callable[[], T], patience_s: float, what: str) -> T:
 
 def _reason(error: BaseException) -> str:
     """First line of the driver's own message: it names host and port, never the password."""
+    if isinstance(error, PendingRollbackError):
+        return "the connection was lost"
     original = getattr(error, "orig", None) or error
     return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
 
@@ -272,7 +332,8 @@ class Database:
         key = int.from_bytes(hashlib.blake2b(f"tuner:{name}".encode(), digest_size=8).digest(), signed=True)
         with self.transaction() as connection:
             # Bound to this transaction: a pooler or a broken connection cannot leave it behind.
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+            halted = sa.func.set_config("idle_in_transaction_session_timeout", f"{_LONGEST_LOCK_S}s", True)
+            connection.execute(sa.select(halted, sa.func.pg_advisory_xact_lock(key)))
             self._lock_connection = connection
             try:
                 yield

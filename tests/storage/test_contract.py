@@ -77,9 +77,10 @@ class TestStudies:
         assert before < store.get_study(study).started_at == pytest.approx(time.time(), abs=5)
 
     def test_what_may_change_is_taken_over(self, store: Store, study: int) -> None:
-        store.update_study(study, '{"new": 1}', "0.2")
+        store.update_study(study, '{"new": 1}', "0.2", '{"told": "anew"}')
         row = store.get_study(study)
         assert (row.spec, row.package_version, row.n_trials) == ('{"new": 1}', "0.2", 10)
+        assert row.data == '{"told": "anew"}'
 
     def test_a_deleted_study_takes_everything_along(self, store: Store, study: int, database: Database) -> None:
         worker = store.register_worker(study, me(), "cpu")
