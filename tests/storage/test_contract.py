@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -18,44 +15,7 @@ from storage.leases import ProcessIdentity
 from storage.runs import Fenced, MeasurementRow, Store
 from storage.tables import SCHEMA_VERSION, check_schema, create_schema, has_schema, schema, workers
 from tests.race import counted, race
-
-
-@pytest.fixture
-def database(storage_url: str) -> Iterator[Database]:
-    database = Database(storage_url)
-    create_schema(database)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
-
-
-@pytest.fixture
-def study(store: Store) -> int:
-    return store.create_study("s", "{}", '{"data_hash": "d"}', "0.1", 10).id
-
-
-def me() -> ProcessIdentity:
-    return ProcessIdentity.current()
-
-
-def elsewhere() -> ProcessIdentity:
-    return dataclasses.replace(me(), host="elsewhere", boot="another boot")
-
-
-def gone() -> ProcessIdentity:
-    """A process of this host that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return dataclasses.replace(me(), pid=process.pid)
-
-
-def measured(*steps: int, n_metrics: int = 1, attempt: int = 0) -> list[MeasurementRow]:
-    metrics = {f"m{i}": i / 7 for i in range(n_metrics)}
-    return [MeasurementRow(step, metrics, step + 0.5, attempt) for step in steps]
+from tests.storage.values import elsewhere, gone, me, measured
 
 
 class TestStudies:

@@ -390,3 +390,12 @@ class TestRetry:
         with pytest.raises(sa.exc.OperationalError):
             retry(call, 900.0, "x")
         assert call() == 2  # was called once
+
+    def test_every_wait_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        retry(self.failing(2, Unavailable("the store is away")), 900.0, "upload")
+        told = [(record.action, record.what, record.getMessage()) for record in caplog.records]  # type: ignore[attr-defined]
+        assert told == [("retry", "upload", "away, trying again: the store is away")] * 2
+
+    def test_what_is_away_for_good_is_raised_as_it_is(self) -> None:
+        with pytest.raises(Unavailable, match=r"^the store is away$"):
+            retry(self.failing(10**6, Unavailable("the store is away")), 30.0, "upload")
