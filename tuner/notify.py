@@ -26,8 +26,8 @@ log = logging.getLogger("tuner")
 
 # Nobody is told of what is older, when a study that ended long ago is first seen.
 RECENT_S = 86400.0
-# Somebody else tries when the one that claimed an event has not told of it by then. Sending begins within half of
-# that time, a webhook may take a quarter, and so may the database that is to hear of it.
+# Somebody else tries when the one that claimed an event has not told of it by then. Sending begins within a quarter
+# of that time, a webhook may take half of it, and the database that is to hear of it a quarter.
 AGAIN_AFTER_S = 120.0
 # A trial that killed its workers is looked for among so many of the newest.
 _NEWEST = 20
@@ -112,7 +112,7 @@ class Notifier:
     def _send(self, due: Sequence[tuple[StudyProgress, NotifySpec, Notice]]) -> None:
         begun = time.monotonic()
         for progress, spec, notice in due:
-            if time.monotonic() - begun > AGAIN_AFTER_S / 2:
+            if time.monotonic() - begun > AGAIN_AFTER_S / 4:
                 return  # whoever looks next claims the rest again
             fields = {"study": progress.row.name, "event": notice.event}
             try:
@@ -120,16 +120,13 @@ class Notifier:
                 self._mark(progress.row.id, notice)
                 log.info("notified: %s", notice.text, extra={"action": "notify", **fields})
             except _NotSent as error:
-                log.warning(
-                    "not notified, tried again later: %s", error, extra={"action": "notify_failed", **fields}
-                )
+                log.warning("not notified for now: %s", error, extra={"action": "notify_failed", **fields})
             except Unavailable as error:
                 log.warning("notified, maybe twice: %s", error, extra={"action": "outage", **fields})
 
     def _mark(self, study_id: int, notice: Notice) -> None:
-        retry(
-            lambda: self._store.sent_notification(study_id, notice.event, notice.key), AGAIN_AFTER_S / 2, "notify"
-        )
+        told = notice.event, notice.key
+        retry(lambda: self._store.sent_notification(study_id, *told), AGAIN_AFTER_S / 4, "notify")
 
 
 def notices(
@@ -166,12 +163,11 @@ def _stalled(progress: StudyProgress, since: float, now: float) -> Notice:
         f"study {row.name} stands still: nothing measured for {duration(now - since)}, "
         f"{progress.n_ended} of {row.total} trials ended"
     )
-    return Notice("stalled", str(int(since)), text, {"still_s": round(now - since)})
+    return Notice("stalled", f"{since:.3f}", text, {"still_s": round(now - since)})
 
 
 def _failed(store: Store, progress: StudyProgress) -> Iterator[Notice]:
     """Since the newest run of the study began: all of the newest trials failed, or one that kills its workers."""
-
     row = progress.row
     limit = json.loads(row.spec)["max_failures_in_a_row"]
     newest = store.newest_ended(row.id, row.started_at, max(limit, _NEWEST))
@@ -180,7 +176,7 @@ def _failed(store: Store, progress: StudyProgress) -> Iterator[Notice]:
         number, failure = in_a_row[0]
         text = f"study {row.name} keeps failing: {limit} trials in a row, the newest (trial {number}): {failure}"
         # By the start of the run: of several workers each may add one to the row.
-        yield Notice("failed", f"row-{int(row.started_at)}", text, {"trial": number, "failure": failure})
+        yield Notice("failed", f"row-{row.started_at:.3f}", text, {"trial": number, "failure": failure})
     for number, failure in newest:
         if failure and store.barren_crashes(row.id, number) >= MAX_BARREN_CRASHES:
             text = f"study {row.name}: trial {number} has failed: {failure}"
