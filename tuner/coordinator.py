@@ -216,6 +216,7 @@ def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
         folder = Path(options.runs) / name
         if not _is_stored(database, name):
             _refuse_others(folder, options, database)
+            _refuse_leftovers(folder)
         with running_alone(folder):
             study = open_study(spec, manifest, options, database)
             return _run(study, manifest, devices, options, observer)

@@ -22,8 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from models.trainer import InputError
-
 # What every record has; the other attributes of one are the `extra` of whoever logged it.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 _LEADING = ("action", "study", "trial", "attempt", "worker")
@@ -281,6 +279,8 @@ class _Tail:
             self.gone = True
             return
         except OSError as error:
+            from models.trainer import InputError  # which would make `tuner --help` wait
+
             raise InputError(f"{self._path}: cannot be read ({error.strerror}); mend its permissions") from error
         yield from self._more()
 
