@@ -1,0 +1,155 @@
+"""The queue: what `submit` stores, what `stop` changes, what a supervisor puts back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.trainer import InputError
+from storage.database import Database, StorageError
+from storage.runs import Store, StudyRow
+from tests.searches import dead, elsewhere, new_worker
+from tests.tuner.toy_study import write_spec
+from tuner import service
+from tuner.cli import main
+from tuner.coordinator import RunOptions
+from tuner.study import Study
+
+
+class Said:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def show(self, summary: object, started: float) -> None:
+        pytest.fail("nothing runs")
+
+
+def submit(folder: Path, url: str, name: str = "toy", changes: Any = None, **flags: Any) -> StudyRow:
+    spec = write_spec(folder, name, **(changes or {}))
+    options = RunOptions(str(spec), storage=url, runs=str(folder / "runs"), **flags)
+    return service.submit(options, Said())
+
+
+class TestSubmit:
+    def test_study_and_budget_are_queued(self, storage_url: str, tmp_path: Path) -> None:
+        row = submit(tmp_path, storage_url, n_trials=200)
+        assert (row.name, row.total, row.stop) == ("toy", 200, None)
+        database = Database(storage_url)
+        assert [queued.name for queued in Store(database).queued_studies()] == ["toy"]
+        assert Study.open(database, "toy").search.trials() == []
+        database.close()
+
+    def test_what_is_stored_holds_no_path(self, sqlite_url: str, tmp_path: Path) -> None:
+        data = tmp_path / "somewhere"
+        data.mkdir()
+        (data / "toy.csv").write_text("1")
+        changes = {"data": {"path": str(tmp_path / "elsewhere"), "file": "toy.csv"}}
+        row = submit(tmp_path, sqlite_url, changes=changes, data=str(data))
+        assert str(tmp_path) not in row.spec + row.data
+        stamp = json.loads(row.data)["files"]["toy.csv"]
+        assert (len(stamp["sha256"]), stamp["size_bytes"]) == (64, 1)
+
+    def test_again_it_raises_the_budget_and_keeps_its_place(self, sqlite_url: str, tmp_path: Path) -> None:
+        first = submit(tmp_path, sqlite_url, n_trials=5)
+        submit(tmp_path, sqlite_url, "other")
+        again = submit(tmp_path, sqlite_url, n_trials=9)
+        assert (again.total, again.queued_at) == (9, first.queued_at)
+        assert submit(tmp_path, sqlite_url, n_trials=3).total == 9
+
+    def test_another_specification_is_refused(self, sqlite_url: str, tmp_path: Path) -> None:
+        before = submit(tmp_path, sqlite_url)
+        with pytest.raises(InputError, match=r"study 'toy' exists and differs: seed: 42 -> 7"):
+            submit(tmp_path, sqlite_url, seed=7)
+        database = Database(sqlite_url)
+        assert Store(database).find_study("toy") == before
+        database.close()
+
+    def test_it_lifts_a_stop(self, sqlite_url: str, tmp_path: Path) -> None:
+        submit(tmp_path, sqlite_url)
+        assert service.stop(sqlite_url, "toy", None, now=True) == ("toy", 0)
+        row = submit(tmp_path, sqlite_url)
+        assert row.stop is None
+        assert row.queued_at is not None
+
+
+class TestStop:
+    @pytest.mark.parametrize(("now", "mode"), [(False, "drain"), (True, "now")])
+    def test_it_takes_the_study_out_of_the_queue(
+        self, sqlite_url: str, tmp_path: Path, now: bool, mode: str
+    ) -> None:
+        submit(tmp_path, sqlite_url)
+        database = Database(sqlite_url)
+        study = Study.open(database, "toy")
+        claim = study.claim(new_worker(study))
+        assert claim is not None
+        assert service.stop(sqlite_url, "toy", None, now) == ("toy", 1)
+        row = study.store.get_study(study.id)
+        assert (row.stop, row.queued_at) == (mode, None)
+        assert study.claim(new_worker(study)) is None
+        assert study.is_over()
+        # What runs may finish.
+        study.end(claim, "failed", "because")
+        database.close()
+
+    def test_an_unknown_study_is_one_line(self, sqlite_with_tables_url: str) -> None:
+        with pytest.raises(StorageError, match="study 'nothing' is not in"):
+            service.stop(sqlite_with_tables_url, "nothing", None, now=False)
+
+
+class TestSupervisor:
+    def test_what_dead_workers_of_this_machine_held_is_put_back(self, sqlite_url: str, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            submit(tmp_path, sqlite_url, name)
+        database = Database(sqlite_url)
+        one, two = (Study.open(database, name) for name in ("one", "two"))
+        for study, owner in ((one, None), (one, dead()), (two, elsewhere()), (two, dead())):
+            assert study.claim(new_worker(study, owner)) is not None
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
+        supervisor = service._Supervisor(database, options, print)
+        supervisor.put_back(crashed=True)
+        for study in (one, two):
+            assert sorted(trial.state for trial in study.search.trials()) == ["running", "waiting"]
+            outcomes = [attempt.outcome for attempt in study.store.attempts(study.id)]
+            assert outcomes in (["crashed", None], [None, "crashed"])
+        database.close()
+
+    def test_without_a_database_nothing_is_started(self, tmp_path: Path) -> None:
+        options = service.ServiceOptions(storage=f"sqlite:///{tmp_path}/no.db", devices="cpu")
+        with pytest.raises(StorageError, match="expected a database, got no such file"):
+            service.serve(options, print)
+
+    def test_an_artifact_store_that_is_none_is_refused_at_once(self, sqlite_with_tables_url: str) -> None:
+        options = service.ServiceOptions(storage=sqlite_with_tables_url, devices="cpu", artifacts="ftp://x/y")
+        with pytest.raises(StorageError, match="expected file:///"):
+            service.serve(options, print)
+
+
+def test_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_spec(tmp_path)
+    assert main(["submit", "--study", "toy", "--n-trials", "7"]) == 0
+    assert "study toy: queued, 7 trials in all" in capsys.readouterr().out
+    assert main(["status", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [study["study"] for study in told["studies"]] == ["toy"]
+    assert main(["status"]) == 0
+    assert "toy" in capsys.readouterr().out
+    assert main(["stop", "--study", "toy"]) == 0
+    assert capsys.readouterr().out == "study toy: stopped\n"
+    assert main(["db", "check"]) == 0
+    assert "schema 2" in capsys.readouterr().out
+    assert main(["logs", "--study", "toy"]) == 2
+    assert "expected a folder of logs, got none" in capsys.readouterr().err
+    logs = tmp_path / "runs" / "toy" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "run.log").write_text("2026-01-01T00:00:00.000Z INFO action=claim msg=hello\n")
+    assert main(["logs", "--study", "toy"]) == 0
+    assert "hello" in capsys.readouterr().out
