@@ -235,3 +235,40 @@ def test_a_worker_that_cannot_start_ends_the_run(cluster: Cluster, tmp_path: Pat
         process.kill()
         process.communicate()
     assert "expected a folder to write to" in output
+
+
+FOREIGN = """
+import sys
+from pathlib import Path
+from tuner import ray_launcher
+from tuner.crew import RunFailed
+from tuner.worker import WorkerOptions
+
+sys.path.insert(0, "here_alone")
+from known_here_alone import Supervisor
+
+ray_launcher._Supervisor = Supervisor
+worker = WorkerOptions("", "runs", "cache", ("toy",))
+crew = ray_launcher.RayCrew(1, worker, "postgresql://h/n", Path("logs"), print)
+try:
+    crew.see_through()
+except RunFailed as error:
+    print(error)
+"""
+
+
+def test_a_node_without_the_package_ends_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "here_alone").mkdir()
+    (tmp_path / "here_alone" / "known_here_alone.py").write_text(
+        "class Supervisor:\n    def __init__(self, *_): ...\n    def where(self): ...\n"
+        "    def see_through(self): ...\n    def stop(self): ...\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", FOREIGN], cwd=tmp_path, env=cluster.environment, timeout=PATIENCE_S,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines()[-1] == (
+        "--launcher ray: a node cannot start a worker: ModuleNotFoundError: No module named 'known_here_alone'; "
+        "every node needs the same Python, tuner and Ray"
+    )
