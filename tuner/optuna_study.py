@@ -54,6 +54,7 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+_ENDED = frozenset(state for state in TrialState if state.is_finished())
 
 
 def create_optuna_schema(database: Database) -> None:
@@ -82,6 +83,10 @@ class Search:
         self.objective = spec.objective
         self.storage = RetryingStorage(database)
         self._sampler = _SeededSampler(spec.sampler, spec.seed, len(self.arms))
+        self._read: list[FrozenTrial] = []
+        self._n_ended = -1  # how many of the trials read had ended
+        self._completed: dict[str, list[FrozenTrial]] = {}  # of the trials read, by arm
+        self._ended_rows: dict[int, TrialRow] = {}  # which change no more: a claim would make ten thousand anew
         if create:
             self.study = optuna.create_study(
                 study_name=name, storage=self.storage, sampler=self._sampler, pruner=optuna.pruners.NopPruner(),
@@ -98,8 +103,6 @@ class Search:
             )
         self._pruner = build_pruner(spec.pruner)
         self._arm_studies: dict[str, optuna.Study] = {}
-        self._read: list[FrozenTrial] = []
-        self._n_ended = -1  # how many of the trials read had ended
 
     def arm_of(self, number: int) -> str:
         return self.arms[number % len(self.arms)]
@@ -110,23 +113,28 @@ class Search:
 
     def trials(self) -> list[TrialRow]:
         """Every trial, by number."""
-        return [
-            TrialRow(
-                trial.number, _STATES[trial.state], trial.values[0] if trial.values else None, trial.params,
-                _epoch_seconds(trial.datetime_start), _epoch_seconds(trial.datetime_complete),
-            )
-            for trial in self._frozen()
-        ]  # fmt: skip
+        rows = []
+        for trial in self._frozen():
+            row = self._ended_rows.get(trial.number)
+            if row is None:
+                row = _row_of(trial)
+                if row.ended:
+                    self._ended_rows[trial.number] = row
+            rows.append(row)
+        return rows
 
     def _frozen(self) -> list[FrozenTrial]:
         self._read = self.study.get_trials(deepcopy=False)
-        self._n_ended = sum(trial.state.is_finished() for trial in self._read)
+        self._n_ended = sum(trial.state in _ENDED for trial in self._read)
+        self._completed.clear()
         return self._read
 
     def completed(self, arm: str) -> list[FrozenTrial]:
         """An arm's completed trials, among those read last."""
-        trials = self._read[self.arms.index(arm) :: len(self.arms)]
-        return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        if arm not in self._completed:
+            trials = self._read[self.arms.index(arm) :: len(self.arms)]
+            self._completed[arm] = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        return self._completed[arm]
 
     def ask(self) -> optuna.Trial:
         """A queued trial if there is one, else a new one. The caller holds the study's lock."""
@@ -286,6 +294,8 @@ class _SeededSampler(optuna.samplers.BaseSampler):
         self._seed = seed
         self._n_arms = n_arms
         self._inner = _build_sampler(spec, seed)
+        # Asked for the space alone, which no seed changes: it remembers the trials that it has looked at.
+        self._surveyor = _build_sampler(spec, seed)
         self.defaults: dict[str, Any] = {}
 
     def _seeded(self, *key: int) -> optuna.samplers.BaseSampler:
@@ -300,7 +310,7 @@ class _SeededSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         if trial.number < self._n_arms:
             return {}
-        return self._inner.infer_relative_search_space(study, trial)
+        return self._surveyor.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
@@ -349,6 +359,13 @@ class _ArmStorage:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
+
+
+def _row_of(trial: FrozenTrial) -> TrialRow:
+    return TrialRow(
+        trial.number, _STATES[trial.state], trial.values[0] if trial.values else None, trial.params,
+        _epoch_seconds(trial.datetime_start), _epoch_seconds(trial.datetime_complete),
+    )  # fmt: skip
 
 
 def _epoch_seconds(moment: Any) -> float | None:

@@ -135,13 +135,14 @@ class Study:
         with self.lock():
             trials = self.search.trials()
             runs = {run.number: run for run in self.store.runs(self.id, open_only=True)}
-            for trial in trials:
-                if trial.ended and trial.number in runs:
-                    self._end_row(runs[trial.number], trial.state)
-            if not any(trial.state == "running" for trial in trials):
+            for run in runs.values():
+                if trials[run.number].ended:
+                    self._end_row(run, trials[run.number].state)
+            running = [trial.number for trial in trials if trial.state == "running"]
+            if not running:
                 return trials
             fates = self.store.held_runs(self.id, judge_others, grace_s, claimant)
-            orphans = [t.number for t in trials if t.state == "running" and fates.get(t.number) != "alive"]
+            orphans = [number for number in running if fates.get(number) != "alive"]
             for number in orphans:
                 outcome = "crashed" if crashed and fates.get(number) == "died" else "lost"
                 self._requeue(number, runs.get(number), outcome)

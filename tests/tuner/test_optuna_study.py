@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.search_space import intersection
 
 from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Fenced
@@ -25,6 +26,7 @@ from tests.searches import (
     value_of,
     work_off,
 )  # fmt: skip
+from tuner import optuna_study
 from tuner.optuna_storage import RetryingStorage
 from tuner.optuna_study import CONSTRAINT, IGNORES_CONSTRAINTS, Search, build_pruner, ranked_violation
 from tuner.spec import Objective, PrunerSpec, Spec
@@ -354,11 +356,38 @@ class TestQueue:
         again = other.ask()
         assert again.number == 2
         assert configs(spec, other, again) == before
-        other.report(again, 0, 99.0)  # is there already
+        other.report(again, 0, 0.125)  # measured again
         other.report(again, 1, 0.5)
         other.end(again, "complete", 0.5, -0.1)
-        assert other.study.trials[2].intermediate_values == {0: 0.25, 1: 0.5}
+        assert other.study.trials[2].intermediate_values == {0: 0.125, 1: 0.5}
         assert other.trials()[2].value == 0.5
+
+    def test_ended_trials_are_looked_at_once(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a claim costs must not grow by every trial there ever was."""
+        looked_at: list[int] = []
+        row_of, calculate = optuna_study._row_of, intersection._calculate
+        spaces: list[int] = []
+
+        def counted_row(trial: optuna.trial.FrozenTrial) -> Any:
+            looked_at.append(trial.number)
+            return row_of(trial)
+
+        def counted_space(trials: Any, include_pruned: bool, space: Any, first_unseen: int) -> Any:
+            spaces.append(first_unseen)
+            return calculate(trials, include_pruned, space, first_unseen)
+
+        monkeypatch.setattr(optuna_study, "_row_of", counted_row)
+        monkeypatch.setattr(intersection, "_calculate", counted_space)
+        spec = make_spec(arms={"only": {}}, sampler={"n_startup_trials": 1})
+        search = Search(database, spec, "s", create=True)
+        for number in range(5):
+            search.trials()
+            trial = search.ask()
+            configs(spec, search, trial)
+            search.end(trial, "complete", 0.1 * number, -0.1)
+        assert [row.state for row in search.trials()] == ["complete"] * 5
+        assert looked_at == [0, 1, 2, 3, 4]
+        assert spaces == [-1, 1, 2, 3]
 
     def test_what_was_ended_from_outside_is_nobodys(self, database: Database) -> None:
         spec = make_spec()
