@@ -143,6 +143,7 @@ def operational(original: BaseException) -> sa.exc.OperationalError:
         (sa.exc.InternalError("x", {}, psycopg.errors.ReadOnlySqlTransaction("read-only")), False),
         (sa.exc.ProgrammingError("x", {}, psycopg.errors.UndefinedTable("relation")), False),
         (sa.exc.PendingRollbackError("Can't reconnect until invalid transaction is rolled back"), True),
+        (sa.exc.InterfaceError("x", {}, psycopg.InterfaceError("closed"), connection_invalidated=True), True),
         (sa.exc.TimeoutError("QueuePool limit"), True),
         (DatabaseUnavailable("x"), True),
         (Unavailable("x"), True),
@@ -270,6 +271,9 @@ class TestConnections:
                 return int(connection.scalar(sa.text("SELECT 7")) or 0)
 
         assert work() == 7
+        wire.cut()
+        wire.mend()
+        assert work() == 7  # nobody notices an outage between two transactions
         wire.cut()
         with pytest.raises(DatabaseUnavailable):
             work()

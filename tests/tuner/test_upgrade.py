@@ -252,6 +252,11 @@ class TestOptuna:
             indexes = sa.inspect(database.engine).get_indexes("trials")
         assert ["study_id"] in [index["column_names"] for index in indexes]
 
+    def test_two_at_once_are_one(self, behind_url: str) -> None:
+        found = race(3, upgraded, behind_url)
+        assert sorted(any("upgraded" in line for line in lines) for lines in found) == [False, False, True]
+        check(behind_url)
+
     def test_the_log_stays_as_it_was(self, behind_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
         upgrade(behind_url)
