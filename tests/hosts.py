@@ -1,7 +1,7 @@
 """Hosts for tests on one machine: namespaces of the kernel, joined by a bridge.
 
-A host has its own name, network, processes and mounts, and shares the files of this machine. Its cable can be pulled.
-Works for root, and for others where the kernel lets them make user namespaces.
+A host has its own name, network, processes and mounts, and shares the files of this machine. Its cable can be
+pulled. Works for root, and for others where the kernel lets them make user namespaces.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Host:
         self._keeper = _keep([*network.within, "unshare", *own, "sh", "-c", script])
         try:
             init = psutil.Process(self._keeper.pid).children()[0].pid
+            self._root = Path(f"/proc/{init}/root")
             joined = ("--net", "--uts", "--mount", "--pid", *network.joined_user)
             self._within = enter(init, *joined)
             network.run("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(init))
@@ -105,6 +106,10 @@ class Host:
     def mount(self, folder: Path, size: str) -> None:
         """Put an empty disk of this size at a folder, which this host alone sees."""
         self.run("mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(folder))
+
+    def seen(self, folder: Path) -> Path:
+        """The folder as the host sees it, for this process."""
+        return self._root / folder.relative_to("/")
 
     def remount(self, folder: Path, *options: str) -> None:
         # Its other options in the kernel's words hold user ids, which a user namespace would refuse.

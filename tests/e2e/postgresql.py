@@ -59,16 +59,19 @@ class PostgresqlServer:
         for setting in ("fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100"):
             self._command += ["-c", setting]
         self._sockets = sockets
+        self._within = bool(within)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """As workers reach it."""
+        """As hosts reach it that are where it is."""
         return f"postgresql://postgres@{self._address}:{self._port}/postgres"
 
     @property
     def local_url(self) -> str:
-        """As this process reaches it wherever it listens."""
+        """As this process reaches it."""
+        if not self._within:
+            return self.url
         return f"postgresql://postgres@/postgres?host={self._sockets}&port={self._port}"
 
     def start(self) -> None:

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 150.0
 # Everything of the service that a person would wait for, in seconds that a test can wait.
 SHORT_TIMES = {"TUNER_RENEW_EVERY": "1", "TUNER_LEASE_GRACE": "600", "TUNER_UPLOAD_EVERY": "0.5"}
-SEED = 7
+PROMPT = "$ python "
 
 
 class Machine:
@@ -47,6 +47,7 @@ class Machine:
         self.folder = service.folder / name
         self.folder.mkdir(exist_ok=True)
         self.runs = self.folder / "runs"
+        self.seen_runs = self.runs  # by this process, where the host has a disk of its own there
         self.host = host
         self._service = service
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,22 +59,26 @@ class Machine:
             command += ["--artifacts", self._service.artifacts]
         self._process = self._popen(command, {**SHORT_TIMES, **environment})
 
+    def start_script(self, script: str, *arguments: str) -> None:
+        """Run Python instead of the supervisor."""
+        self._process = self._popen([sys.executable, "-c", script, *arguments], {})
+
     def tuner(self, *arguments: str, code: int = 0) -> str:
         """Run another command here to its end; returns what it printed."""
         process = self._popen([sys.executable, "-m", "tuner", *arguments, "--runs", str(self.runs)], {})
         with self._ends_with_us(process):
             process.wait(PATIENCE_S)
         assert process.returncode == code, self.said
-        return self.said.rpartition(f"tuner {arguments[0]}\n")[2]
+        return self.last_said
 
     def _popen(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        settings = {
-            "TUNER_STORAGE": self._service.server.url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment
-        }  # fmt: skip
+        url = self._service.server.local_url if self.host is None else self._service.server.url
+        settings = {"TUNER_STORAGE": url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+        shown = command[command.index(sys.executable) + 1 :]
         if self.host is not None:
             command = self.host.command(command, self.folder, settings)
         with (self.folder / "said.txt").open("a") as output:
-            output.write(f"tuner {command[command.index('tuner') + 1]}\n")
+            output.write(f"{PROMPT}{' '.join(shown)}\n")
             output.flush()
             return subprocess.Popen(
                 command, cwd=self.folder, env={**os.environ, **settings}, stdin=subprocess.DEVNULL,
@@ -96,8 +101,13 @@ class Machine:
         return path.read_text() if path.exists() else ""
 
     @property
+    def last_said(self) -> str:
+        """What its newest command printed."""
+        return self.said.rpartition(PROMPT)[2].partition("\n")[2]
+
+    @property
     def logs(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.runs.glob("worker-logs/*.log")))
+        return "".join(path.read_text() for path in sorted(self.seen_runs.glob("worker-logs/*.log")))
 
     def logged(self, action: str) -> list[str]:
         """The lines of its workers' logs with this action."""
@@ -158,6 +168,7 @@ class Service:
         self.folder = folder
         self.server = server
         self.artifacts = artifacts
+        self.seen_artifacts = artifacts  # by this process, where a host has a disk of its own there
         self.machines: list[Machine] = []
         self._database = Database(server.local_url)
         self.store = Store(self._database)
@@ -176,7 +187,6 @@ class Service:
         """Put a study of the toy into the queue; an existing one gets a higher total."""
         spec = {
             "study": name,
-            "seed": SEED,
             "trainer": "tests.e2e.trainer:SafeToy",
             "data": {},
             "decision": {"task": "toy", "target_precision": 0.5},
@@ -241,16 +251,20 @@ class Service:
     def checkpoints(self, name: str, number: int) -> list[tuple[int, int, Path]]:
         """Every checkpoint of a run on any machine: attempt, step, where."""
         found = []
-        for path in self.folder.glob(f"*/runs/{name}/trials/{number:05d}/attempt-*/step-*"):
-            found.append((int(path.parent.name[8:]), int(path.name[5:]), path))
+        for machine in self.machines:
+            for path in machine.seen_runs.glob(f"{name}/trials/{number:05d}/attempt-*/step-*"):
+                found.append((int(path.parent.name[8:]), int(path.name[5:]), path))
         return sorted(found)
 
-    def check_whole(self, name: str, n_trials: int, failed: Sequence[int] = (), trained_once: bool = True) -> None:
+    def check_whole(
+        self, name: str, n_trials: int, failed: Sequence[int] = (), first_here: int = 0, trained_once: bool = True
+    ) -> None:
         """Exactly so many trials, all ended; every step of each once, without a gap; the weights those of a run
         that nothing interrupted.
 
         Args:
             failed: the numbers of the trials that had to fail.
+            first_here: the first trial whose checkpoints are on one of the machines.
             trained_once: no step was trained by two attempts.
         """
         study = Study.open(self._database, name)
@@ -270,11 +284,13 @@ class Service:
             assert steps == list(range(len(steps))), (run, steps)
             if trial.state == "complete":
                 assert len(steps) == config.n_steps, (run, steps)
-            if trial.state != "failed":
-                self._check_weights(name, run, config, len(steps))
+            if trial.state != "failed" and run.number >= first_here:
+                whole = uninterrupted_weights(config, study.spec.seed, len(steps))
+                self._check_weights(name, run, len(steps) - 1, whole)
         if trained_once:
             for number in range(n_trials):
-                trained = Counter(step for _, step, _ in self.checkpoints(name, number))
+                by_attempt = {(attempt, step) for attempt, step, _ in self.checkpoints(name, number)}
+                trained = Counter(step for _, step in by_attempt)
                 assert set(trained.values()) <= {1}, (number, trained, self.told())
 
     def _check_rows(self, study: Study, n_trials: int) -> None:
@@ -288,22 +304,24 @@ class Service:
             ours = [(row.step, row.metrics[METRIC]) for row in rows[trial.number]]
             assert sorted(trial.intermediate_values.items()) == ours, trial.number
 
-    def _check_weights(self, name: str, run: RunRow, config: ToyConfig, n_steps: int) -> None:
-        whole = uninterrupted_weights(config, SEED, n_steps)
-        last = [path for _, step, path in self.checkpoints(name, run.number) if step == n_steps - 1]
-        assert last, run
-        assert {stored_weights(path) for path in last} == {whole}, run
-        named = (run.checkpoint_attempt, run.checkpoint_step)
-        assert named in [(attempt, step) for attempt, step, _ in self.checkpoints(name, run.number)], run
-        assert run.checkpoint_step == n_steps - 1, run
-        if self.artifacts is not None:
+    def _check_weights(self, name: str, run: RunRow, last_step: int, whole: str) -> None:
+        """The named checkpoint has these weights, on the machine that wrote it and in the artifact store."""
+        assert run.checkpoint_step == last_step, run
+        found = {
+            stored_weights(path)
+            for attempt, step, path in self.checkpoints(name, run.number)
+            if (attempt, step) == (run.checkpoint_attempt, last_step)
+        }
+        assert found == {whole}, run
+        if self.seen_artifacts is not None:
             assert run.uploaded_attempt is not None, run
-            assert run.uploaded_step == n_steps - 1, run
+            assert run.uploaded_step == last_step, run
             fresh = self.folder / "fetched" / name / f"{run.number:05d}"
-            uploads = Uploads(open_artifacts(self.artifacts), name)
-            found = uploads.restore(run.number, fresh, (run.uploaded_attempt, run.uploaded_step))
-            assert found == (run.uploaded_attempt, n_steps - 1), run
-            assert stored_weights(fresh / f"attempt-{found[0]}" / f"step-{found[1]:05d}") == whole
+            uploads = Uploads(open_artifacts(self.seen_artifacts), name)
+            restored = uploads.restore(run.number, fresh, (run.uploaded_attempt, last_step))
+            assert restored is not None, run
+            assert restored[1] == last_step, run
+            assert stored_weights(fresh / f"attempt-{restored[0]}" / f"step-{last_step:05d}") == whole
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
 from collections import Counter
 
 import psutil
+import yaml
 
+from storage.tables import SCHEMA_VERSION
 from tests.e2e.postgresql import PostgresqlServer
 from tests.e2e.service import Service
+from tests.storage.old_databases import load_schema_1
 
 OUTAGE_S = 60.0
 
@@ -141,3 +145,69 @@ def test_a_second_signal_stops_at_once(service: Service) -> None:
     machine.send(signal.SIGTERM)
     machine.finish()
     assert service.n_ended("slow") == 0
+
+
+def test_a_database_of_the_first_release_is_upgraded_and_served(service: Service, server: PostgresqlServer) -> None:
+    load_schema_1(server.url)
+    machine = service.machine("one")
+    spec = {
+        "study": "toy", "trainer": "tests.toy:ToyTrainer", "data": {"content": "toy"}, "seed": 6, "n_trials": 12,
+        "decision": {"task": "toy", "target_precision": 0.4, "confidence": 0.9, "min_selected": 30},
+        "objective": {"metric": "valid/toy/pr_auc"},
+        "config": {"x": 0.9, "y": 0.1, "shape": "a", "n_steps": 5, "violation": -0.1, "fault": "none"},
+        "arms": {"a": {}, "b": {"shape": "b", "speed": 0.3}},
+        "space": {
+            "fault": {"choices": ["none", "other", "raise"]},
+            "x": {"low": 0.0, "high": 1.0},
+            "y": {"low": 0.01, "high": 1.0, "log": True},
+        },
+        "sampler": {"name": "tpe", "n_startup_trials": 4},
+        "pruner": {"name": "median", "min_completed": 2, "warmup_steps": 2},
+    }  # fmt: skip
+    (machine.folder / "toy.yaml").write_text(yaml.safe_dump(spec))
+    for command in (["worker", "--devices", "cpu"], ["submit", "--study", "toy.yaml"], ["db", "check"]):
+        assert "tuner db upgrade" in machine.tuner(*command, code=2)
+    machine.tuner("db", "upgrade")
+    assert f"schema {SCHEMA_VERSION}" in machine.tuner("db", "check")
+    old = service.attempts("toy")
+    assert service.n_ended("toy") == 9
+
+    assert "queued, 12 trials" in machine.tuner("submit", "--study", "toy.yaml")
+    machine.start(2)
+    service.wait_for_end("toy", 12)
+    machine.stop()
+    failed = [run.number for run in service.runs("toy") if run.failure]
+    assert failed[:4] == [2, 6, 7, 8]
+    # The checkpoints of the first nine are on the machine that trained them.
+    service.check_whole("toy", 12, failed=failed, first_here=9)
+    new = [attempt for attempt in service.attempts("toy") if attempt.claimed_at > max(a.claimed_at for a in old)]
+    assert sorted({attempt.number for attempt in new}) == [9, 10, 11]
+    assert len(old) + len(new) == len(service.attempts("toy"))
+
+
+def test_a_study_is_stopped_at_once_then_drained(service: Service) -> None:
+    long, short = {"n_steps": 50}, {"n_steps": 4}
+    study = {
+        "config": {"x": 0.5, "y": 0.5, "step_s": 0.25},
+        "arms": {"a": long, "b": long, "c": short, "d": short, "e": short, "f": short},
+    }
+    service.submit("stopped", 6, **study)
+    machine = service.machine("one")
+    machine.start(2)
+    service.wait_for_count("stopped", 4)
+    status = json.loads(machine.tuner("status", "--format", "json"))
+    assert '"stopped"' in json.dumps(status)
+    machine.tuner("stop", "--study", "stopped", "--now")
+    service.wait(lambda: not service.held("stopped"), "that they are put back")
+    assert [attempt.outcome for attempt in service.attempts("stopped")] == ["stopped"] * 2
+
+    service.submit("stopped", 6, **study)
+    service.wait(lambda: len(service.held("stopped")) == 2, "two trials")
+    machine.tuner("stop", "--study", "stopped")
+    service.wait(lambda: not service.held("stopped"), "that they are finished")
+    assert [attempt.outcome for attempt in service.attempts("stopped")] == ["stopped", "complete"] * 2
+
+    service.submit("stopped", 6, **study)
+    service.wait_for_end("stopped", 6)
+    machine.stop()
+    service.check_whole("stopped", 6)
