@@ -279,24 +279,23 @@ class S3Store:
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectionError,
-            HTTPClientError,
-            ResponseStreamingError,
-        )
+        import botocore.exceptions as boto
+        from botocore.parsers import ResponseParserError
 
+        broken = (
+            boto.ConnectionError, boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError,
+            boto.CredentialRetrievalError, boto.MetadataRetrievalError, ResponseParserError, OSError,
+        )  # fmt: skip
         try:
             yield
-        except ClientError as error:
+        except boto.ClientError as error:
             answer, status = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
             raise self._error(
                 key, answer.get("Code", ""), status.get("HTTPStatusCode", 0), answer.get("Message", "")
             ) from error
-        except (ConnectionError, HTTPClientError, ResponseStreamingError, OSError) as error:
+        except broken as error:
             raise ArtifactUnavailable(f"artifacts: {self.url}: cannot reach it ({_first_line(error)})") from error
-        except BotoCoreError as error:  # no credentials, no such profile, a key that S3 does not take
+        except boto.BotoCoreError as error:  # no credentials, no such profile, a key that S3 does not take
             raise ArtifactError(f"artifacts: {self.url}: {_first_line(error)}; mend boto3's settings") from error
 
     def _error(self, key: str, code: str, status: int, message: str) -> ArtifactError:
