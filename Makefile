@@ -1,9 +1,10 @@
 # make run: everything from nothing. make test: the tests. make lint: style. All need Python 3.11+ and a C library.
+# make soak: an hour of kills and outages, for release days.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test lint clean
+.PHONY: install run system test soak lint clean
 
 install: $(STAMP)
 
@@ -18,9 +19,18 @@ $(STAMP): requirements.lock pyproject.toml
 run: install
 	$(VENV)/bin/tuner run --study mvp13 --n-trials 50
 
+# What the tests need beside Python: a browser, and `ip` for hosts on networks that can be cut.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+system:
+	@command -v chromium >/dev/null && command -v ip >/dev/null || \
+	    ($(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends chromium iproute2)
+
 # One thread a process: two processes that share a core with several threads each are many times slower.
-test: install
+test: install system
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2
+
+soak: install system
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.soak
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from storage.artifacts import open_artifacts
 from storage.database import Database, StorageError
 from storage.leases import GRACE_S, is_dead
 from storage.runs import Store, WorkerRow
@@ -15,6 +16,7 @@ from tuner.optuna_storage import RetryingStorage
 from tuner.optuna_study import delete_study
 from tuner.spec import SpecError, load_spec
 from tuner.study import Study
+from tuner.uploads import Uploads
 
 
 def check_database(database: Database) -> bool:
@@ -94,26 +96,30 @@ def is_alive(worker: WorkerRow) -> bool:
     return not dead if dead is not None else worker.age_s <= GRACE_S
 
 
-def delete(database: Database, name: str, runs: Path) -> bool:
-    """Remove a study: its folder under `runs`, Optuna's rows, ours. Killed in between, it can be repeated.
+def delete(database: Database, name: str, runs: Path, artifacts: str | None = None) -> bool:
+    """Remove a study: its folder under `runs`, its part of the artifact store, Optuna's rows, ours. Killed in
+    between, it can be repeated.
 
     Returns:
         Whether there was a folder.
 
     Raises:
-        StorageError: a living worker serves the study, or the folder cannot be removed.
+        StorageError: a living worker serves the study, or the folder or the artifacts cannot be removed.
     """
     store = Store(database)
     row = store.find_study(name)
     if row is None:
         raise StorageError(f"storage: study {name!r} is not in {database!r}")
     with database.exclusive(f"study:{row.id}"):
-        alive = [worker for worker in store.workers(row.id) if is_alive(worker)]
+        held = {id for id, holding in store.holdings().items() if holding.study_name == name}
+        alive = [w for w in store.workers(row.id) if is_alive(w) and (w.study_id == row.id or w.id in held)]
         if alive:
             where = ", ".join(f"{worker.identity.host} pid {worker.identity.pid}" for worker in alive)
             raise StorageError(f"study {name!r}: expected no worker, got {where} at work; stop `tuner run` first")
         # Files first: a folder without its rows would lend its checkpoints to the next study of that name.
         removed = _remove_folder(runs / name)
+        if artifacts is not None:
+            Uploads(open_artifacts(artifacts), name).delete_study()
         with contextlib.suppress(KeyError):  # an earlier deletion was killed right after this
             delete_study(database, name)
         store.delete_study(row.id)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.options import (
+    artifacts_option,
     machine_options,
     name_option,
     option,
@@ -173,19 +174,23 @@ def studies(storage: str | None, runs: str, form: str) -> int:
 @name_option
 @storage_option
 @runs_option
+@artifacts_option
 @option("--yes", env="YES", is_flag=True, help="Really delete; without it nothing happens.")
-def delete(study: str, name: str | None, storage: str | None, runs: str, yes: bool) -> int:
-    """Delete a study: its rows, Optuna's and its folder of runs. Refused while a worker is at work."""
+def delete(
+    study: str, name: str | None, storage: str | None, runs: str, artifacts: str | None, yes: bool
+) -> int:  # fmt: skip
+    """Delete a study: its rows, Optuna's, its folder of runs, its artifacts. Refused while a worker is at it."""
     from tuner import catalog
 
     database = catalog.open_database(database_url(storage, runs), read_only=False)
     try:
         found = catalog.find_name(database, study, name)
         if not yes:
+            also = f" and what {artifacts} has of it" if artifacts else ""
             raise click.UsageError(
-                f"study {found!r} would be deleted with {Path(runs) / found}; add --yes to do it"
+                f"study {found!r} would be deleted with {Path(runs) / found}{also}; add --yes to do it"
             )
-        removed = catalog.delete(database, found, Path(runs))
+        removed = catalog.delete(database, found, Path(runs), artifacts)
     finally:
         database.close()
     click.echo(f"deleted study {found}" + (f" and {Path(runs) / found}" if removed else ""))

@@ -9,6 +9,7 @@ import click
 
 from tuner.cli_manifest import manifest
 from tuner.options import (
+    artifacts_option,
     data_option,
     machine_options,
     name_option,
@@ -42,9 +43,7 @@ def database_url(storage: str | None, runs: str) -> str:
 @storage_option
 @option("--n-trials", env="N_TRIALS", type=click.IntRange(min=1),
         help="Total of ended trials in the study, over all workers; only ever raised.")  # fmt: skip
-@option(
-    "--artifacts", env="ARTIFACTS", metavar="URL", help="The workers' artifact store: it must not know the study."
-)
+@artifacts_option
 def submit(storage: str | None, runs: str, **given: Any) -> int:
     """Put a study and its budget into the database's queue, for `tuner worker` on any machine.
 

@@ -228,7 +228,8 @@ def _model_text(summary: StudySummary, trial: TrialSummary, runs: Path) -> str:
     if trial.checkpoint is None:
         return "no checkpoint"
     path = runs / summary.name / trial.checkpoint
-    return f"{path}{'' if path.exists() else ' (not on this machine)'}, best weights: those of epoch {trial.step}"
+    where = "" if path.exists() else " (on the worker's machine, or in the artifact store)"
+    return f"{path}{where}, best weights: those of epoch {trial.step}"
 
 
 def best_json(summary: StudySummary, runs: Path) -> dict[str, Any]:

@@ -76,10 +76,13 @@ def seconds(*names: str, env: str, what: str, **settings: Any) -> Callable[[F], 
     )
 
 
+artifacts_option = option(
+    "--artifacts", env="ARTIFACTS", metavar="URL",
+    help="Where checkpoints and models are kept for other machines: file:///FOLDER or s3://BUCKET/PREFIX.",
+)  # fmt: skip
 # Checkpoints that outlive this machine, and how workers leave it; the hidden ones shorten times for tests.
 service_options = together(
-    option("--artifacts", env="ARTIFACTS", metavar="URL",
-           help="Where checkpoints and models are kept for other machines: file:///FOLDER or s3://BUCKET/PREFIX."),
+    artifacts_option,
     seconds("--upload-every", "upload_every_s", env="UPLOAD_EVERY", default=30.0, show_default=True,
             what="Upload a trial's checkpoint at most this often."),
     seconds("--stop-grace", "stop_grace_s", env="STOP_GRACE", default=100.0, show_default=True,

@@ -15,6 +15,7 @@ from sqlalchemy import orm
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import Database, DatabaseUnavailable, StorageError, is_transient, retry
+from tuner.optuna_schema import optuna_versions
 
 T = TypeVar("T")
 
@@ -97,16 +98,11 @@ class RetryingStorage(optuna.storages.RDBStorage):
 
     def check_schema(self) -> None:
         """Raises StorageError when Optuna's tables are of another version than this Optuna."""
-        # Optuna's own check nests two connections, which BEGIN IMMEDIATE forbids: it gets a plain engine.
-        plain = optuna.storages.RDBStorage(self.url, skip_table_creation=True, skip_compatibility_check=True)
-        try:
-            expected, got = plain.get_head_version(), plain.get_current_version()
-        finally:
-            plain.engine.dispose()
-        if got != expected:
+        versions = optuna_versions(self.database)
+        if not versions.equal:
             raise StorageError(
-                f"storage: {self.database!r}: expected Optuna schema {expected}, got {got}; stop every worker, "
-                "back up, run `optuna storage upgrade`, or use another --storage"
+                f"storage: {self.database!r}: expected Optuna schema {versions.expected}, got {versions.found}; stop "
+                "every worker, back up, run `tuner db upgrade`, or use another --storage"
             )
 
 

@@ -20,7 +20,9 @@ from storage.leases import ProcessIdentity
 from storage.runs import Store
 from tests.tuner.toy_study import ROOT, files_below, make_study, url, write_spec
 from tuner.cli import cli, main
-from tuner.coordinator import RunFailed, RunOptions
+from tuner.coordinator import RunOptions
+from tuner.crew import RunFailed
+from tuner.study import Study
 
 HEAVY = ("torch", "optuna", "pandas", "sqlalchemy", "pydantic", "numpy", "rich")
 
@@ -269,7 +271,7 @@ BAD = {
     "studies, no database": (("studies",), "expected a database, got no such file"),
     "delete, no database": (("delete", "--study", "toy", "--yes"), "expected a database, got no such file"),
     "dashboard, no database": (("dashboard",), "expected a database, got no such file"),
-    "dashboard for all": (("dashboard", "--host", "0.0.0.0"), "got '0.0.0.0'"),
+    "dashboard for all": (("dashboard", "--host", "0.0.0.0"), "--host: expected a password in TUNER_DASH"),
     "describe, no number": (("data", "describe", "--study", "toy", "--seed", "x"), "'--seed'"),
     "simulate what": (("data", "simulate", "nosuch", "--out", "d"), "nosuch"),
     "simulate too much": (("data", "simulate", "kuailive", "--out", "d", "--scale", "7"), "scale"),
@@ -460,6 +462,34 @@ def test_delete(tuner: Tuner, tmp_path: Path) -> None:
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (expected,), table
     connection.close()
     assert tuner(tmp_path, "delete", "--study", "toy", "--yes")[0] == 2
+
+
+def test_delete_takes_the_artifacts_along(tuner: Tuner, tmp_path: Path) -> None:
+    for name in ("toy", "kept"):
+        make_study(tmp_path, name, n_trials=1)
+        (tmp_path / "store" / name / "trials").mkdir(parents=True)
+        (tmp_path / "store" / name / "trials" / "x").write_text("")
+    store = ("--artifacts", f"file://{tmp_path}/store")
+    code, _, err = tuner(tmp_path, "delete", "--study", "toy", *store)
+    assert code == 2
+    assert f"and what file://{tmp_path}/store has of it" in err
+    assert tuner(tmp_path, "delete", "--study", "toy", "--yes", *store)[0] == 0
+    assert not list((tmp_path / "store").rglob("toy/**/x"))
+    assert (tmp_path / "store/kept/trials/x").exists()
+
+
+def test_delete_asks_of_a_worker_of_the_service_only_what_it_is_at(tuner: Tuner, tmp_path: Path) -> None:
+    make_study(tmp_path, n_trials=1)
+    database = Database(url(tmp_path))
+    study = Study.open(database, "toy")
+    study.store.start_study(study.id, 3, 0)
+    worker_id = study.store.register_worker(None, ProcessIdentity.current(), "cpu")
+    claim = study.claim(worker_id)
+    assert claim is not None
+    assert "at work" in tuner(tmp_path, "delete", "--study", "toy", "--yes")[2]
+    study.stop(claim)
+    assert tuner(tmp_path, "delete", "--study", "toy", "--yes")[0] == 0
+    database.close()
 
 
 def test_delete_is_refused_while_a_worker_lives(tuner: Tuner, tmp_path: Path) -> None:
