@@ -101,8 +101,8 @@ class RetryingStorage(optuna.storages.RDBStorage):
         versions = optuna_versions(self.database)
         if not versions.equal:
             raise StorageError(
-                f"storage: {self.database!r}: expected Optuna schema {versions.expected}, got {versions.found}; stop "
-                "every worker, back up, run `tuner db upgrade`, or use another --storage"
+                f"storage: {self.database!r}: expected Optuna schema {versions.expected}, got {versions.found}; "
+                "stop every worker, back up, run `tuner db upgrade`, or use another --storage"
             )
 
 
