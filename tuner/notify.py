@@ -83,20 +83,21 @@ class Notifier:
 
     def _due(self) -> Iterator[tuple[StudyProgress, NotifySpec, Notice]]:
         """What this process has the right to tell now."""
-        watched = [
-            (row, NotifySpec.model_validate(told))
+        watched = {
+            row.id: NotifySpec.model_validate(told)
             for row in self._store.studies()
             if (self._names is None or row.name in self._names) and (told := json.loads(row.spec).get("notify"))
-        ]
+        }
         if not watched:
             return
         now = database_time(self._store.database)
         holdings = list(self._store.holdings().values())
-        for row, spec in watched:
-            for progress in self._store.progress(row.id):  # none: deleted meanwhile
-                for notice in notices(self._store, progress, spec, holdings, now):
-                    if self._claim(progress, notice):
-                        yield progress, spec, notice
+        for progress in self._store.progress():
+            if (spec := watched.get(progress.row.id)) is None:
+                continue
+            for notice in notices(self._store, progress, spec, holdings, now):
+                if self._claim(progress, notice):
+                    yield progress, spec, notice
 
     def _claim(self, progress: StudyProgress, notice: Notice) -> bool:
         row = progress.row
