@@ -27,7 +27,7 @@ system:
 
 # One thread a process: two processes that share a core with several threads each are many times slower.
 test: install system
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadgroup
 
 soak: install system
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.soak

@@ -209,7 +209,12 @@ def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
         InputError, StorageError: refused, nothing was written.
         RunFailed: the run cannot go on; what was done is kept.
     """
-    devices = choose_devices(options.devices, options.workers) if options.launcher == "local" else []
+    if options.launcher == "ray":
+        from tuner import ray_launcher
+
+        devices = ray_launcher.choose_devices(options.storage, options.workers)
+    else:
+        devices = choose_devices(options.devices, options.workers)
     spec, manifest, database = prepare(options)
     try:
         name = options.name or spec.study
