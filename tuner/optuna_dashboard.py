@@ -1,7 +1,8 @@
-"""optuna-dashboard on our storage: read-only, infeasible trials shown as such, the feasible best as the best.
+"""optuna-dashboard on our storage, beside our pages: infeasible trials shown as such, the feasible best as best.
 
 The dashboard reads constraints in Optuna's old format only and takes the best trial without looking at them; both
-are put right in the storage it is given, and nothing is written to the database.
+are put right in the storage it is given. Nothing is written to the database, unless editing is allowed; and then
+nothing that would part Optuna's table from ours.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import waitress
+from bottle import HTTPResponse
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -24,16 +27,30 @@ from optuna_dashboard import wsgi
 from models.trainer import InputError
 from storage.database import Database
 from storage.runs import MeasurementRow, Store, StudyRow
-from tuner.catalog import open_database
+from tuner.catalog import is_alive, open_database
 from tuner.optuna_storage import RetryingStorage
+from tuner.pages import pages_app
 from tuner.spec import Spec
-from tuner.study import violation_metric
+from tuner.study import best_row, violation_metric
 from tuner.summary import UNCERTIFIED
+from tuner.web import LOOPBACK, Gate, WsgiApp, refusal, send
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# A browser asks again by itself: while the database is away, a request is not to hold a thread for long.
+PATIENCE_S = 5.0
+THREADS = 8
+# More new trials than this are read all at once.
+MANY = 200
 _SHOWN = ("precision", "precision_bound", "recall", "threshold")
-_STUDY_DETAIL = re.compile(r"^/api/studies/(\d+)$")
-WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+_STUDY = re.compile(r"/api/studies/(\d+)(/rename)?")
+_TELL = re.compile(r"/api/trials/(\d+)/tell")
+
+
+@dataclass
+class _Seen:
+    """A study's ended trials as they are shown; what has ended does not change."""
+
+    trials: dict[int, FrozenTrial] = field(default_factory=dict)
+    best: tuple[int, FrozenTrial | None] = (0, None)  # of so many ended trials
 
 
 class DashboardStorage(_CachedStorage):
@@ -44,57 +61,113 @@ class DashboardStorage(_CachedStorage):
     """
 
     def __init__(self, database: Database) -> None:
-        super().__init__(RetryingStorage(database))
+        super().__init__(RetryingStorage(database, PATIENCE_S))
+        self._database = database
         self._store = Store(database)
-        self._decisions: dict[int, tuple[int, Mapping[int, Mapping[str, Any]]]] = {}
-        self._decisions_lock = threading.Lock()
+        self._rows: dict[int, StudyRow | None] = {}  # by Optuna's number of the study
+        self._seen: dict[int, _Seen] = {}
+        self._seen_lock = threading.Lock()
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         trials = super().get_all_trials(study_id, deepcopy=False, states=None)
-        decisions = self._read_decisions(study_id, sum(trial.state.is_finished() for trial in trials))
-        chosen = [trial for trial in trials if states is None or trial.state in states]
-        return [_shown(trial, decisions.get(trial.number, {})) for trial in chosen]
+        row = self.row(study_id)
+        with self._seen_lock:
+            seen = self._seen.setdefault(study_id, _Seen())
+            new = [t for t in trials if t.state.is_finished() and t.number not in seen.trials]
+            decisions = {} if row is None else self._decisions(row, [t.number for t in new])
+            seen.trials |= {t.number: _shown(t, decisions.get(t.number, {})) for t in new}
+            shown = [seen.trials.get(t.number) or _shown(t, {}) for t in trials]
+        return [trial for trial in shown if states is None or trial.state in states]
 
     def get_all_studies(self) -> list[FrozenStudy]:
         rows = {row.name: row for row in self._store.studies()}
         studies = super().get_all_studies()
         for study in studies:
-            if study.study_name in rows:
-                shown, spec = _study_attributes(rows[study.study_name])
+            row = rows.get(study.study_name)
+            self._recognise(study._study_id, row)
+            if row is not None:
+                shown, spec = _study_attributes(row)
                 study.user_attrs = {**study.user_attrs, **shown}
                 study.system_attrs = {**study.system_attrs, "study:metric_names": [spec.objective.metric]}
         return studies
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """The feasible best; where nothing is feasible, Optuna's best, which `_Guard` keeps from being shown."""
+        """The feasible best; where nothing is feasible, Optuna's best, which `_Shown` keeps from being seen."""
         return self.feasible_best(study_id) or super().get_best_trial(study_id)
 
     def feasible_best(self, study_id: int) -> FrozenTrial | None:
-        complete = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
-        feasible = [t for t in complete if t.value is not None and all(v <= 0 for v in t.constraints.values())]
-        maximise = self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
-        sign = 1.0 if maximise else -1.0
-        return max(feasible, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+        trials = self.get_all_trials(study_id, deepcopy=False)
+        n_ended = sum(trial.state.is_finished() for trial in trials)
+        seen = self._seen[study_id]
+        if seen.best[0] != n_ended:
+            maximise = self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
+            sign = 1.0 if maximise else -1.0
+            complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+            feasible = [t for t in complete if all(v <= 0 for v in t._system_attrs.get("constraints", ()))]
+            best = max(feasible, key=lambda t: (sign * (t.value or 0.0), -t.number), default=None)
+            seen.best = (n_ended, best)
+        return seen.best[1]
 
-    def _read_decisions(self, study_id: int, n_ended: int) -> Mapping[int, Mapping[str, Any]]:
-        """Of every ended trial; what has ended does not change, so it is read again only when more have."""
-        with self._decisions_lock:
-            known = self._decisions.get(study_id)
-            if known is not None and known[0] == n_ended:
-                return known[1]
-        row = self._store.find_study(self.get_study_name_from_id(study_id))
+    def delete_study(self, study_id: int) -> None:
+        """Both sides of a study; the files of its runs stay, and keep its name from being used again."""
+        row = self.row(study_id)
         if row is None:
-            return {}  # a study that another program keeps in the same database
+            super().delete_study(study_id)
+            return
+        with self._database.exclusive(f"study:{row.id}"):
+            super().delete_study(study_id)
+            self._store.delete_study(row.id)
+        self._recognise(study_id, None)
+
+    # --- what is ours ----------------------------------------------------------------------------------------
+
+    def row(self, study_id: int) -> StudyRow | None:
+        """Our row of a study; None for one that another program keeps in the same database."""
+        if study_id not in self._rows:
+            self._recognise(study_id, self._store.find_study(self.get_study_name_from_id(study_id)))
+        return self._rows[study_id]
+
+    def ids(self) -> dict[str, int]:
+        """Optuna's number of every study, by name."""
+        return {study.study_name: study._study_id for study in super().get_all_studies()}
+
+    def has_trial(self, trial_id: int) -> bool:
+        """Whether a trial is of a study of ours."""
+        ours = [study_id for study_id in self.ids().values() if self.row(study_id) is not None]
+        return any(t._trial_id == trial_id for study_id in ours for t in self.get_all_trials(study_id))
+
+    def workers_on(self, row: StudyRow) -> list[str]:
+        """The living workers that serve a study, or hold a trial of it."""
+        held = self._store.holdings()
+        return [
+            f"{worker.identity.host} pid {worker.identity.pid}"
+            for worker in self._store.workers(row.id)
+            if is_alive(worker)
+            and (worker.study_id == row.id or (worker.id in held and held[worker.id].study_name == row.name))
+        ]
+
+    def _recognise(self, study_id: int, row: StudyRow | None) -> None:
+        """Forget what was cached under a number that is another study's by now: the first was deleted elsewhere."""
+        known = self._rows.get(study_id)
+        if known is not None and (row is None or (known.id, known.created_at) != (row.id, row.created_at)):
+            with self._lock, self._seen_lock:
+                self._studies.pop(study_id, None)
+                self._seen.pop(study_id, None)
+        self._rows[study_id] = row
+
+    def _decisions(self, row: StudyRow, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Of some ended trials, from the measurement at the best step of each that has one."""
+        if not numbers:
+            return {}
         spec = Spec.from_json(row.spec)
-        found = {
-            number: _decision(measurement, spec)
-            for number, measurement in self._store.best_measurements(row.id).items()
-        }
-        with self._decisions_lock:
-            self._decisions[study_id] = (n_ended, found)
-        return found
+        found = self._store.best_measurements(row.id) if len(numbers) > MANY else {}
+        rest = [number for number in numbers if number not in found]
+        for number, rows in self._store.measurements(row.id, rest).items():
+            if rows:
+                found[number] = best_row(rows, spec.objective)
+        return {number: _decision(measurement, spec) for number, measurement in found.items()}
 
 
 def _study_attributes(row: StudyRow) -> tuple[dict[str, Any], Spec]:
@@ -102,7 +175,7 @@ def _study_attributes(row: StudyRow) -> tuple[dict[str, Any], Spec]:
     decision = spec.decision
     constraint = f"{decision.task}: precision >= {decision.target_precision:g}, confidence {decision.confidence:g}"
     shown = {
-        "data": f"{data['source']}{' (simulated, not real)' if data['simulated'] else ''}",
+        "data": f"{data['source']}{' (simulated, not real)' if data.get('simulated') else ''}",
         "constraint": f"{constraint}, at least {decision.min_selected} rows",
         "thresholds": UNCERTIFIED,
         "total of trials": row.total,
@@ -131,24 +204,27 @@ def _shown(trial: FrozenTrial, decision: Mapping[str, Any]) -> FrozenTrial:
     return trial
 
 
-class _Guard:
-    """Reading only, from this machine only; and no "best trial" where nothing is feasible."""
+class _Shown:
+    """optuna-dashboard with a link to our pages, no "best trial" where nothing is feasible, and no edit that would
+    part its table from ours."""
 
     def __init__(self, app: WsgiApp, storage: DashboardStorage) -> None:
         self._app = app
         self._storage = storage
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _refuse(start_response, "this dashboard only shows: expected GET or HEAD")
-        # A page of another site whose name was made to point here must not read it either.
-        host = re.sub(r":\d+$", "", environ.get("HTTP_HOST", "")).strip("[]")
-        if host not in LOOPBACK:
-            return _refuse(start_response, f"expected this machine's own name (localhost), got {host!r}")
-        detail = _STUDY_DETAIL.match(environ.get("PATH_INFO", "").rstrip("/"))
-        if detail is None or environ["REQUEST_METHOD"] != "GET" or not self._hides_best(int(detail[1])):
-            return self._app(environ, start_response)
-        return self._without_best(environ, start_response)
+        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "").rstrip("/")
+        if method not in ("GET", "HEAD"):
+            reason = self._parts(method, path)
+            if reason is not None:
+                return send(refusal(409, reason), start_response)
+        elif path == "":
+            return send(HTTPResponse(b"", 302, {"Location": "/dashboard"}), start_response)
+        elif method == "GET" and re.match(r"/dashboard(/|$)", path):
+            return self._changed(environ, start_response, _with_bridge)
+        elif method == "GET" and (study := _STUDY.fullmatch(path)) and self._hides_best(int(study[1])):
+            return self._changed(environ, start_response, _without_best)
+        return self._app(environ, start_response)
 
     def _hides_best(self, study_id: int) -> bool:
         try:
@@ -156,52 +232,99 @@ class _Guard:
         except KeyError:
             return False
 
-    def _without_best(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _parts(self, method: str, path: str) -> str | None:
+        """Why an edit is refused; None where it is harmless."""
+        tell, study = _TELL.fullmatch(path), _STUDY.fullmatch(path)
+        if tell:
+            ours = self._storage.has_trial(int(tell[1]))
+            return "expected a trial of another program: of this one its worker tells the end" if ours else None
+        try:
+            row = self._storage.row(int(study[1])) if study else None
+        except KeyError:  # no such study: optuna-dashboard says so
+            return None
+        if study is None or row is None:
+            return None
+        if study[2]:
+            return f"study {row.name}: expected to keep its name, by which its measurements and files are found"
+        workers = self._storage.workers_on(row) if method == "DELETE" else []
+        if not workers:
+            return None
+        return f"study {row.name}: expected no worker, got {', '.join(workers)} at work; stop them first"
+
+    def _changed(
+        self, environ: dict[str, Any], start_response: Callable[..., Any], change: Callable[[bytes], bytes]
+    ) -> Iterable[bytes]:
+        """The answer with another body; a page is never answered by "not modified", as its file alone would be."""
         answer: list[Any] = []
 
         def capture(status: str, headers: Sequence[tuple[str, str]], exc_info: Any = None) -> None:
             answer[:] = [status, headers]
 
-        body = b"".join(self._app(environ, capture))
+        kept_out = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE")
+        asked = {name: value for name, value in environ.items() if name not in kept_out}
+        body = b"".join(self._app(asked, capture))
         status, headers = answer
         if status.startswith("200"):
-            body = json.dumps({**json.loads(body), "best_trials": []}).encode()
-        kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+            body = change(body)
+        dropped = ("content-length", "last-modified", "etag", "accept-ranges")
+        kept = [(name, value) for name, value in headers if name.lower() not in dropped]
         start_response(status, [*kept, ("Content-Length", str(len(body)))])
         return [body]
 
 
-def _refuse(start_response: Callable[..., Any], reason: str) -> Iterable[bytes]:
-    body = json.dumps({"reason": reason}).encode()
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    start_response("403 Forbidden", headers)
-    return [body]
+def _with_bridge(page: bytes) -> bytes:
+    return page.replace(b"</head>", b'<script defer src="/tuner/static/bridge.js"></script></head>', 1)
 
 
-def dashboard_app(database: Database) -> WsgiApp:
-    """The dashboard of every study in a database, as a WSGI application."""
+def _without_best(study: bytes) -> bytes:
+    return json.dumps({**json.loads(study), "best_trials": []}).encode()
+
+
+def dashboard_app(database: Database, password: str | None = None, allow_edit: bool = False) -> WsgiApp:
+    """optuna-dashboard and our pages for every study of a database, as a WSGI application.
+
+    Args:
+        password: None: whoever reaches it under a loopback name may read.
+        allow_edit: optuna-dashboard may write; the database has to be open for it.
+    """
     storage = DashboardStorage(database)
-    return _Guard(wsgi(storage), storage)
+    dashboard, pages = _Shown(wsgi(storage), storage), pages_app(database, storage.ids)
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        ours = re.match(r"/tuner(/|$)", environ.get("PATH_INFO", ""))
+        return (pages if ours else dashboard)(environ, start_response)
+
+    return Gate(app, password, allow_edit)
 
 
-def serve(url: str, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(
+    url: str,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    allow_edit: bool = False,
+    password: str | None = None,
+) -> None:
     """Serve the dashboard until KeyboardInterrupt.
 
     Args:
         port: 0 takes a free one; `say` is told the address.
+        allow_edit: let browsers change and delete.
+        password: asked for in the browser; None or empty: nobody is asked, which takes a loopback `host`.
 
     Raises:
-        InputError: a host that others could reach (there are no passwords), or a port that is taken.
+        InputError: a host that others could reach, without a password; or a port that is taken.
         StorageError: no database there, or not ours.
     """
-    if host not in LOOPBACK:
+    if host not in LOOPBACK and not password:
         raise InputError(
-            f"--host: expected {' or '.join(LOOPBACK)} (the dashboard asks for no password), got {host!r}; "
-            "from elsewhere use `ssh -L 8080:127.0.0.1:8080 MACHINE`"
+            f"--host: expected a password in TUNER_DASHBOARD_PASSWORD, as others can reach {host!r}, got none; "
+            "set one, or listen on 127.0.0.1 and use `ssh -L 8080:127.0.0.1:8080 MACHINE` from elsewhere"
         )
-    database = open_database(url)
+    database = open_database(url, read_only=not allow_edit)
     try:
-        server = waitress.create_server(dashboard_app(database), sockets=[_listen(host, port)], threads=4)
+        app = dashboard_app(database, password or None, allow_edit)
+        server = waitress.create_server(app, sockets=[_listen(host, port)], threads=THREADS, ident=None)
         try:
             say(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}/dashboard")
             server.run()

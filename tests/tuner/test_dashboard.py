@@ -185,7 +185,7 @@ def test_a_running_study_is_read_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_only_this_machine(folder: Path, host: str) -> None:
-    with pytest.raises(InputError, match="asks for no password"):
+    with pytest.raises(InputError, match="expected a password in TUNER_DASHBOARD_PASSWORD"):
         serve(url(folder), host, 0, print)
 
 

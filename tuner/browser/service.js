@@ -1,0 +1,63 @@
+// The service: which workers are there, what they hold, how far the studies are.
+import { ago, chip, duration, el, fill, link, number, poll, studyPath, table, trialPath } from "./live.js";
+
+const main = document.getElementById("main");
+
+function workers(found, now) {
+  const rows = found.map((w) => {
+    const held = w.holding;
+    return [
+      String(w.worker), w.host, w.device, String(w.pid), chip(w.state),
+      held ? link(studyPath(held.study), held.study) : null,
+      held ? link(trialPath(held.study, held.trial), held.trial) : null,
+      held ? String(held.attempt) : null,
+      held && held.step !== null ? String(held.step) : null,
+      held ? ago(held.measured_at ?? held.claimed_at, now) : null,
+      w.state === "ended" ? null : duration(w.lease_age_s),
+    ];
+  });
+  const columns = [
+    ["Worker", "number"], ["Host"], ["Device"], ["Process", "number"], ["State"], ["Study"], ["Trial", "number"],
+    ["Attempt", "number"], ["Step", "number"], ["Last progress"], ["Lease age"],
+  ];
+  const alive = found.filter((w) => w.state === "alive");
+  const devices = new Set(alive.map((w) => `${w.host} ${w.device}`));
+  const busy = alive.filter((w) => w.holding).length;
+  return el("section", { class: "card wide", id: "workers" },
+    el("h2", {}, "Workers"),
+    el("p", { class: "soft" }, `${alive.length} alive on ${devices.size} devices, ${busy} of them at a trial`),
+    found.length ? table(columns, rows) : el("p", {}, "None. Start one: tuner worker"));
+}
+
+function meter(study) {
+  const share = Math.min(1, study.n_ended / study.n_trials);
+  const fill = el("i");
+  fill.style.width = `${100 * share}%`;
+  return el("div", { class: "meter", role: "img", "aria-label": `${study.n_ended} of ${study.n_trials} ended` }, fill);
+}
+
+function studies(all, ids, now) {
+  // Those at work and in the queue first, in turn, then the newest.
+  const found = [...all].sort((a, b) => (a.place ?? 1e9) - (b.place ?? 1e9) || b.started_at - a.started_at);
+  const rows = found.map((s) => [
+    link(studyPath(s.study), s.study), chip(s.state), number(s.place),
+    meter(s), `${s.n_ended} / ${s.n_trials}`, String(s.complete), String(s.pruned), String(s.failed), String(s.running),
+    String(s.waiting), number(s.trials_per_hour, 3), duration(s.remaining_s), ago(s.last_measured_at, now),
+    ids[s.study] === undefined ? null : link(`/dashboard/studies/${ids[s.study]}`, "plots"),
+  ]);
+  const columns = [
+    ["Study"], ["State"], ["Queue", "number"], [""], ["Ended", "number"], ["Complete", "number"],
+    ["Pruned", "number"], ["Failed", "number"], ["Running", "number"], ["Waiting", "number"],
+    ["Trials per hour", "number"], ["Left"], ["Last progress"], ["Optuna"],
+  ];
+  return el("section", { class: "card wide", id: "studies" },
+    el("h2", {}, "Studies"),
+    found.length ? table(columns, rows) : el("p", {}, "None. Put one in the queue: tuner submit --study NAME"));
+}
+
+poll(() => "/tuner/api/service", 2, (service) => {
+  fill(main,
+    el("h1", { class: "wide" }, "Service"),
+    workers(service.workers, service.now),
+    studies(service.studies, service.dashboard_ids, service.now));
+});
