@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,6 +32,23 @@ __all__ = [
     "AttemptRow", "Fenced", "Holding", "MeasurementRow", "Recorded", "RunRow", "Store", "StudyProgress", "StudyRow",
     "WorkerRow",
 ]  # fmt: skip
+
+
+# What every measurement asks and writes, built once: SQLAlchemy takes longer to build such a statement, and to
+# compile one with its values in it, than SQLite to execute it.
+_THIS_RUN = (runs.c.study_id == sa.bindparam("of_study")) & (runs.c.number == sa.bindparam("of_number"))
+_CURRENT_ATTEMPT = (
+    sa.select(runs.c.attempt, runs.c.ended_at, attempts.c.released_at)
+    .join(attempts, same_attempt())
+    .where(_THIS_RUN)
+    .with_for_update(of=runs)
+)
+_N_ENDED = (
+    sa.select(sa.func.count())
+    .where(runs.c.study_id == sa.bindparam("of_study"), runs.c.ended_at.is_not(None))
+    .scalar_subquery()
+)
+_RECORDED = sa.select(_N_ENDED.label("n_ended"), studies.c.stop).where(studies.c.id == sa.bindparam("of_study"))
 
 
 class Fenced(Exception):
@@ -102,9 +120,7 @@ class Store(StudyStore, WorkerStore):
                 changes["curves"] = json.dumps(curves, allow_nan=False)
             if changes:
                 connection.execute(runs.update().where(_is_run(study_id, number)).values(**changes))
-            ended = sa.select(sa.func.count()).where(runs.c.study_id == study_id, runs.c.ended_at.is_not(None))
-            told = sa.select(ended.scalar_subquery().label("n_ended"), studies.c.stop)
-            row = connection.execute(told.where(studies.c.id == study_id)).one()
+            row = connection.execute(_RECORDED, {"of_study": study_id}).one()
         return Recorded(int(row.n_ended), row.stop)
 
     def supersede(self, study_id: int, number: int, attempt: int, after_step: int) -> list[int]:
@@ -285,13 +301,7 @@ class Store(StudyStore, WorkerStore):
 
     def _fence(self, connection: sa.Connection, study_id: int, number: int, attempt: int) -> None:
         """Lock the run's row and check that `attempt` is its current, unreleased one."""
-        query = (
-            sa.select(runs.c.attempt, runs.c.ended_at, attempts.c.released_at)
-            .join(attempts, same_attempt())
-            .where(_is_run(study_id, number))
-            .with_for_update(of=runs)
-        )
-        row = connection.execute(query).first()
+        row = connection.execute(_CURRENT_ATTEMPT, {"of_study": study_id, "of_number": number}).first()
         found = None
         if row is None:
             found = "no such run"
@@ -307,22 +317,25 @@ class Store(StudyStore, WorkerStore):
     def _upsert(
         self, connection: sa.Connection, study_id: int, number: int, attempt: int, steps: Sequence[MeasurementRow]
     ) -> None:
-        insert = self._insert(measurements).values(
+        connection.execute(
+            self._upsert_measurement,
             [
                 {
                     "study_id": study_id, "number": number, "step": m.step, "attempt": m.attempt or attempt,
                     "elapsed_s": m.elapsed_s, "metrics": json.dumps(dict(m.metrics), allow_nan=False),
                 }
                 for m in steps
-            ]
+            ],
         )  # fmt: skip
+
+    @cached_property
+    def _upsert_measurement(self) -> sa.Insert:
+        insert = self._insert(measurements)
         new = insert.excluded
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=["study_id", "number", "step"],
-                set_={"attempt": new.attempt, "elapsed_s": new.elapsed_s, "metrics": new.metrics},
-                where=measurements.c.attempt < new.attempt,
-            )
+        return insert.on_conflict_do_update(
+            index_elements=["study_id", "number", "step"],
+            set_={"attempt": new.attempt, "elapsed_s": new.elapsed_s, "metrics": new.metrics},
+            where=measurements.c.attempt < new.attempt,
         )
 
     def _runs(self, *where: sa.ColumnElement[bool]) -> list[RunRow]:
