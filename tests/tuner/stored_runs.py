@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def needed_of(directory: Path, attempt: int, step: int) -> dict[str, str]:
     return {
         name: text
         for name, text in files_of(directory).items()
-        if name.endswith("measurements.jsonl") or name.startswith((f"{own}step-{step:05d}", f"{own}best-"))
+        if re.match(rf"attempt-\d+/measurements|{own}step-{step:05d}|{own}best-", name)
     }
 
 
