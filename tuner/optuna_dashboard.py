@@ -262,7 +262,12 @@ class _Shown:
 
         kept_out = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE")
         asked = {name: value for name, value in environ.items() if name not in kept_out}
-        body = b"".join(self._app(asked, capture))
+        content = self._app(asked, capture)
+        try:
+            body = b"".join(content)
+        finally:
+            if hasattr(content, "close"):  # a file that is served
+                content.close()
         status, headers = answer
         if status.startswith("200"):
             body = change(body)

@@ -27,6 +27,8 @@ from tuner.tree import leaves
 DECISION = ("threshold", "precision", "precision_bound", "recall")
 # How long a study's trials are shown without looking at the database again, per trial and at most.
 FRESH_S_PER_TRIAL, FRESH_S = 0.001, 5.0
+# More runs than this are read all at once.
+MANY = 200
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Feed:
     def _best(self, study_id: int, runs: Sequence[RunRow], spec: Spec) -> dict[int, MeasurementRow]:
         """The measurement at the best step (so far) of each run that has one."""
         found, rest = {}, [run.number for run in runs]
-        if len(rest) > 200:  # all at once
+        if len(rest) > MANY:
             found = self._store.best_measurements(study_id)
             rest = [run.number for run in runs if run.ended_at is None]
         measured = self._store.measurements(study_id, rest)

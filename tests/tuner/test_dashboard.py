@@ -16,10 +16,15 @@ import pytest
 import waitress
 
 from models.trainer import InputError
-from storage.database import StorageError
+from storage.database import Database, StorageError
+from storage.leases import ProcessIdentity
+from tests import searches
 from tests.tuner.toy_study import ROOT, files_below, make_study, summary_of, url
+from tests.tuner.wsgi import Browser
 from tuner.catalog import open_database
-from tuner.optuna_dashboard import dashboard_app, serve
+from tuner.optuna_dashboard import DashboardStorage, dashboard_app, serve
+from tuner.optuna_study import delete_study
+from tuner.study import Study
 
 HALF_FEASIBLE = {
     "config": {"x": 0.3, "y": 0.6, "shape": "a", "n_steps": 5, "violation": 0.25},
@@ -183,10 +188,131 @@ def test_a_running_study_is_read_anew(tmp_path: Path) -> None:
         database.close()
 
 
+def test_a_study_deleted_elsewhere_leaves_nothing_behind(sqlite: Database) -> None:
+    """SQLite gives its number, and those of its trials, to the next study."""
+    browser = Browser(dashboard_app(sqlite))
+    for name, n_trials in (("first", 3), ("second", 2)):
+        study = searches.make_study(sqlite, searches.make_spec(n_trials=n_trials), name)
+        study.store.start_study(study.id, n_trials, 0)
+        worker = searches.new_worker(study)
+        while claim := study.claim(worker):
+            searches.work_off(study, claim)
+        assert [s["study_name"] for s in browser.ask("/api/studies").json["study_summaries"]] == [name]
+        browser.app = forget_for_seconds(browser.app)
+        assert len(browser.ask("/api/studies/1").json["trials"]) == n_trials
+        delete_study(sqlite, name)
+        study.store.delete_study(study.id)
+
+
+def forget_for_seconds(app: Any) -> Any:
+    """What optuna-dashboard itself keeps for two seconds, it keeps no longer."""
+    app._app.__closure__[0].cell_contents._app._inmemory_cache.clear()
+    return app
+
+
+# --- with a password, and with editing -------------------------------------------------------------------------
+
+
+def test_with_a_password_nothing_is_readable_without_it(folder: Path) -> None:
+    database = open_database(url(folder))
+    try:
+        browser = Browser(dashboard_app(database, "secret"))
+        for path in ("/api/studies", "/api/studies/1", "/csv/1", "/static/bundle.js", "/tuner/api/studies/toy"):
+            assert browser.ask(path).status == 401
+        assert browser.ask("/dashboard").status == 303
+        browser.log_in("secret")
+        assert browser.ask("/api/studies").json["study_summaries"]
+        assert browser.ask("/csv/1").status == 200
+        assert "unsafe-eval" in browser.ask("/dashboard").headers["content-security-policy"]  # its plots need it
+    finally:
+        database.close()
+
+
+@pytest.fixture
+def edited(sqlite: Database) -> tuple[Study, Browser]:
+    """A study with two trials, one of them running, and a browser that may write."""
+    study = searches.make_study(sqlite, searches.make_spec(n_trials=2))
+    worker = searches.new_worker(study)
+    claim = study.claim(worker)
+    assert claim is not None
+    searches.work_off(study, claim)
+    study.claim(worker)
+    return study, Browser(dashboard_app(sqlite, allow_edit=True))
+
+
+def test_a_note_can_be_written(edited: tuple[Study, Browser]) -> None:
+    _, browser = edited
+    note = {"version": 1, "body": "seen"}
+    assert browser.ask(
+        "/api/studies/1/note", "PUT", body=json.dumps(note).encode(), content_type="application/json"
+    ).status == 204  # fmt: skip
+    assert browser.ask("/api/studies/1").json["note"]["body"] == "seen"
+
+
+def test_edits_that_would_part_the_tables_are_refused(edited: tuple[Study, Browser]) -> None:
+    study, browser = edited
+    running = browser.ask("/api/studies/1").json["trials"][1]["trial_id"]
+    for path, method, reason in (
+        ("/api/studies/1/rename", "POST", "expected to keep its name"),
+        (f"/api/trials/{running}/tell", "POST", "its worker tells the end"),
+        ("/api/studies/1", "DELETE", "expected no worker, got"),
+    ):
+        answer = browser.ask(path, method, body=b"{}", content_type="application/json")
+        assert answer.status == 409
+        assert reason in answer.json["reason"]
+    assert [t.state for t in study.search.trials()] == ["complete", "running"]
+
+
+def test_a_study_is_deleted_on_both_sides(edited: tuple[Study, Browser]) -> None:
+    study, browser = edited
+    for worker in study.store.workers(study.id):
+        study.store.end_worker(worker.id)
+    answer = browser.ask("/api/studies/1", "DELETE", body=b"{}", content_type="application/json")
+    assert answer.status == 204
+    assert study.store.studies() == []
+    assert browser.ask("/api/studies").json["study_summaries"] == []
+    assert browser.ask("/tuner/api/studies/toy").status == 404
+
+
+def test_a_study_of_another_program_is_its_own(edited: tuple[Study, Browser]) -> None:
+    _, browser = edited
+    content = {"study_name": "theirs", "directions": ["maximize"]}
+    made = browser.ask("/api/studies", "POST", body=json.dumps(content).encode(), content_type="application/json")
+    number = made.json["study_summary"]["study_id"]
+    assert browser.ask(f"/api/studies/{number}").json["trials"] == []
+    renamed = browser.ask(
+        f"/api/studies/{number}/rename", "POST", body=b'{"study_name": "other"}', content_type="application/json"
+    )
+    assert renamed.status == 201
+    names = [s["study_name"] for s in browser.ask("/api/studies").json["study_summaries"]]
+    assert sorted(names) == ["other", "toy"]
+
+
+def test_a_worker_of_the_service_keeps_what_it_holds(sqlite: Database) -> None:
+    study = searches.make_study(sqlite, searches.make_spec(n_trials=2))
+    worker = study.store.register_worker(None, ProcessIdentity.current(), "cpu")
+    storage = DashboardStorage(sqlite)
+    row = study.store.get_study(study.id)
+    assert storage.workers_on(row) == []
+    claim = study.claim(worker)
+    assert len(storage.workers_on(row)) == 1
+    assert claim is not None
+    searches.work_off(study, claim)
+    assert storage.workers_on(row) == []  # alive, but at another study by now
+
+
+# --- the server --------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_only_this_machine(folder: Path, host: str) -> None:
     with pytest.raises(InputError, match="expected a password in TUNER_DASHBOARD_PASSWORD"):
         serve(url(folder), host, 0, print)
+
+
+def test_an_empty_password_is_none(folder: Path) -> None:
+    with pytest.raises(InputError, match="expected a password"):
+        serve(url(folder), "0.0.0.0", 0, print, password="")
 
 
 def test_a_port_that_is_taken(folder: Path) -> None:

@@ -37,7 +37,7 @@ class Browser:
 
     def ask(
         self, path: str, method: str = "GET", form: dict[str, str] | None = None, body: bytes = b"",
-        headers: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None, content_type: str = "application/x-www-form-urlencoded",
     ) -> Answer:  # fmt: skip
         parts = urlsplit(path)
         if form is not None:
@@ -48,8 +48,8 @@ class Browser:
             "REMOTE_ADDR": self.address, "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(body),
             "wsgi.errors": io.StringIO(), "CONTENT_LENGTH": str(len(body)), "HTTP_ACCEPT_ENCODING": "gzip",
         }  # fmt: skip
-        if form is not None:
-            environ["CONTENT_TYPE"] = "application/x-www-form-urlencoded"
+        if body:
+            environ["CONTENT_TYPE"] = content_type
         if method != "GET" and self.origin is not None:
             environ["HTTP_ORIGIN"] = self.origin
         if self.cookies:
