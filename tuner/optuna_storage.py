@@ -25,7 +25,7 @@ _RETRIED = (
     "get_all_studies", "_set_trial_param", "set_trial_state_values",
     "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr", "get_trial", "_get_trials",
     "get_all_trials", "get_trial_id_from_study_id_trial_number", "get_best_trial", "_get_best_trial_id",
-    "get_trial_system_attrs", "get_trial_user_attrs",
+    "get_trial_system_attrs", "get_trial_user_attrs", "delete_intermediate_values",
 )  # fmt: skip
 
 
@@ -71,6 +71,12 @@ class RetryingStorage(optuna.storages.RDBStorage):
                 )  # fmt: skip
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
             raise self._refusal(error) from error
+
+    def delete_intermediate_values(self, trial_id: int, after_step: int) -> None:
+        """Remove a trial's values beyond a step, which Optuna has no call for. Tried again as the others."""
+        value = rdb_models.TrialIntermediateValueModel
+        with _create_scoped_session(self.scoped_session) as session:
+            session.query(value).filter(value.trial_id == trial_id, value.step > after_step).delete()
 
     def _refusal(self, error: Exception) -> StorageError:
         """An error of Optuna's storage in our vocabulary."""
@@ -132,4 +138,4 @@ def _retrying(method: Callable[..., T]) -> Callable[..., T]:
 
 
 for _name in _RETRIED:
-    setattr(RetryingStorage, _name, _retrying(getattr(optuna.storages.RDBStorage, _name)))
+    setattr(RetryingStorage, _name, _retrying(getattr(RetryingStorage, _name)))

@@ -5,7 +5,6 @@ Sampler and pruner are rebuilt from the specification in every process; Optuna d
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -168,19 +167,20 @@ class Search:
             return trial.suggest_float(path, low, high, step=dimension.step, log=dimension.log)
 
     def report(self, trial: optuna.Trial, step: int, value: float) -> None:
-        """Store one intermediate value. A step that is there already is left alone, unless it was measured again
-        with another value. Raises Fenced."""
-        known = trial._cached_frozen_trial.intermediate_values
-        if step not in known:
+        """Store one intermediate value; a step that is there already is left alone. Raises Fenced."""
+        if step not in trial._cached_frozen_trial.intermediate_values:
             with _unended(trial):
                 trial.report(value, step)
-        elif known[step] != value:
-            with _unended(trial):  # Optuna's `report` would keep the old one
-                self.study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
-            known[step] = value
 
-    def should_prune(self, trial: optuna.Trial, step: int, n_ended: int) -> bool:
-        """Whether the pruner gives up on the trial at `step`, compared with its arm's completed trials alone.
+    def forget(self, trial: optuna.Trial, after_step: int) -> None:
+        """Remove the intermediate values beyond a step: they are to be measured again. The trial is the caller's."""
+        self.storage.delete_intermediate_values(trial._trial_id, after_step)
+        known = trial._cached_frozen_trial.intermediate_values
+        for step in [step for step in known if step > after_step]:
+            del known[step]
+
+    def should_prune(self, trial: optuna.Trial, n_ended: int) -> bool:
+        """Whether the pruner gives up on the trial, compared with its arm's completed trials alone.
 
         `n_ended` is the number of ended runs in the study: trials are read again only when it has changed.
         """
@@ -193,11 +193,7 @@ class Search:
         if arm not in self._arm_studies:
             view: Any = _ArmStorage(self, arm)
             self._arm_studies[arm] = optuna.Study(self.study.study_name, view, pruner=self._pruner)
-        judged = trial._get_latest_trial()
-        if max(judged.intermediate_values, default=step) > step:  # of an attempt that had come further
-            judged = copy.copy(judged)
-            judged.intermediate_values = {s: v for s, v in judged.intermediate_values.items() if s <= step}
-        return self._pruner.prune(self._arm_studies[arm], judged)
+        return self._pruner.prune(self._arm_studies[arm], trial._get_latest_trial())
 
     def end(self, trial: optuna.Trial, state: str, value: float | None, violation: float | None) -> None:
         """Tell Optuna the outcome: complete, pruned or failed. The constraint is set once, just before.

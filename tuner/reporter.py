@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.trainer import DiskError, Measurement
-from storage.runs import MeasurementRow, Recorded
+from storage.runs import Fenced, MeasurementRow, Recorded
 from tuner.study import Claim, Study
 
 
@@ -148,6 +148,10 @@ class Reporter:
         """
         study, claim = self._study, self._claim
         if self._superseded_after is not None:
+            # Optuna's first: killed in between, what is left of ours tells the next attempt what to do.
+            if not study.store.is_current(study.id, claim.number, claim.attempt):
+                raise Fenced(f"trial {claim.number}: attempt {claim.attempt} is no longer the current one")
+            study.search.forget(claim.trial, self._superseded_after)
             study.store.supersede(study.id, claim.number, claim.attempt, self._superseded_after)
             self._superseded_after = None
         recorded = study.store.record(study.id, claim.number, claim.attempt, self._unstored, self._curves)

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storage.artifacts import ArtifactError, ArtifactUnavailable
-
 from models.trainer import DiskError, Measurement, Run
+from storage.artifacts import ArtifactError, ArtifactUnavailable
 from storage.database import DatabaseUnavailable, StorageError, retry
 from storage.leases import GRACE_S, RENEW_EVERY_S
 from storage.runs import Fenced
@@ -243,7 +242,7 @@ class Worker:
         reporter.add(measurement)
         try:
             recorded = reporter.flush()
-            if self.study.search.should_prune(claim.trial, measurement.step, recorded.n_ended):
+            if self.study.search.should_prune(claim.trial, recorded.n_ended):
                 return "pruned"
             return "stopped" if recorded.stop == "now" else None
         except DatabaseUnavailable as error:

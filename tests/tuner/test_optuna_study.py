@@ -183,7 +183,7 @@ def walk(search: Search, trial: optuna.Trial, curve: Any, n_ended: int) -> tuple
     state = "complete"
     for step, value in enumerate(curve):
         search.report(trial, step, float(value))
-        if search.should_prune(trial, step, n_ended):
+        if search.should_prune(trial, n_ended):
             state = "pruned"
             break
     best = float(max(curve[: step + 1]))
@@ -239,10 +239,10 @@ class TestPruning:
             search.end(trial, "complete", 0.9, -0.1)
         for trial in (trial_0, trial_1):
             search.report(trial, 0, 0.1)
-            assert not search.should_prune(trial, 0, 2)
+            assert not search.should_prune(trial, 2)
         loser = search.ask()
         search.report(loser, 0, 0.1)
-        assert search.should_prune(loser, 0, 2)
+        assert search.should_prune(loser, 2)
 
     def test_completed_trials_are_read_again_when_more_have_ended(self, sqlite: Database) -> None:
         search, other = (Search(sqlite, self.spec(min_completed=1), "s", create=c) for c in (True, False))
@@ -250,23 +250,24 @@ class TestPruning:
         trial = search.ask()
         for step in range(3):
             search.report(trial, step, 0.6)
-        assert not search.should_prune(trial, 2, 2)
+        assert not search.should_prune(trial, 2)
         other.ask()
         assert play(other, lambda step: 0.9, 4, 2) == "complete"  # trial 4, of the same arm
-        assert not search.should_prune(trial, 2, 2)
-        assert search.should_prune(trial, 2, 3)  # 0.6 against the median of 0.5 and 0.9
+        assert not search.should_prune(trial, 2)
+        assert search.should_prune(trial, 3)  # 0.6 against the median of 0.5 and 0.9
 
-    def test_a_step_measured_again_is_judged_by_its_new_value_alone(self, sqlite: Database) -> None:
+    def test_steps_that_are_forgotten_are_judged_no_more(self, sqlite: Database) -> None:
         search = Search(sqlite, self.spec(min_completed=1, warmup_steps=0), "s", create=True)
         assert [play(search, lambda step: 0.5, 4, n) for n in range(2)] == ["complete"] * 2
         trial = search.ask()
         for step, value in enumerate((0.1, 0.2, 0.9)):
             search.report(trial, step, value)
-        search.report(trial, 1, 0.15)
-        assert search.study.trials[2].intermediate_values == {0: 0.1, 1: 0.15, 2: 0.9}
-        # What an earlier attempt measured at step 2 saves it there, and not before.
-        assert not search.should_prune(trial, 2, 2)
-        assert search.should_prune(trial, 1, 2)
+        assert not search.should_prune(trial, 2)  # saved by step 2
+        search.forget(trial, 0)
+        assert search.study.trials[2].intermediate_values == {0: 0.1}
+        assert search.should_prune(trial, 2)
+        search.report(trial, 1, 0.6)
+        assert search.study.trials[2].intermediate_values == {0: 0.1, 1: 0.6}
 
     @pytest.mark.parametrize("pruner", PRUNERS)
     def test_every_pruner_works(self, sqlite: Database, pruner: str) -> None:
@@ -336,7 +337,7 @@ class TestTransactions:
                 reporter.add(
                     Measurement(step, {"valid/toy/pr_auc": 0.9, "valid/toy/violation": 0.1, **metrics}, 1.0)
                 )
-                assert not study.search.should_prune(claim.trial, step, reporter.flush().n_ended)
+                assert not study.search.should_prune(claim.trial, reporter.flush().n_ended)
             counts.append(counter.transactions)
         # The first of an arm in a process opens the pruner's view of the arm.
         assert counts == [3, 2, 2, 2, 2, 2]
@@ -356,10 +357,10 @@ class TestQueue:
         again = other.ask()
         assert again.number == 2
         assert configs(spec, other, again) == before
-        other.report(again, 0, 0.125)  # measured again
+        other.report(again, 0, 0.25)  # it is there: ignored
         other.report(again, 1, 0.5)
         other.end(again, "complete", 0.5, -0.1)
-        assert other.study.trials[2].intermediate_values == {0: 0.125, 1: 0.5}
+        assert other.study.trials[2].intermediate_values == {0: 0.25, 1: 0.5}
         assert other.trials()[2].value == 0.5
 
     def test_ended_trials_are_looked_at_once(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ def test_steps_beyond_the_checkpoint_are_superseded(study: Study, tmp_path: Path
     second = Attempt(study, there)
     second.measure(2, 0.2, trained=False)
     assert stored(study) == [(0, 1, 0.0), (1, 1, 0.1), (2, 1, 0.2)]
+    # Optuna's table too, or a trial pruned here would keep a value that nobody stands for.
+    assert study.search.study.trials[0].intermediate_values == {0: 0.0, 1: 0.1, 2: 0.2}
     assert (study.store.runs(study.id)[0].checkpoint_attempt, study.store.runs(study.id)[0].checkpoint_step) == (
         1,
         2,
@@ -164,6 +166,7 @@ def test_a_zombie_supersedes_nothing(study: Study, database: Database, tmp_path:
     with pytest.raises(Fenced):
         zombie.measure(0, 0.9)
     assert [row[0] for row in stored(study)] == [0, 1, 2]
+    assert list(study.search.study.trials[0].intermediate_values) == [0, 1, 2]
 
 
 def test_curves_of_the_best_step_are_kept(study: Study, tmp_path: Path) -> None:
