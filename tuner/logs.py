@@ -245,7 +245,7 @@ class _Tail:
                 head.append(line)
                 continue
             if found is not None:
-                self._time = max(self._time, found[0])  # a clock that was set back changes no order
+                self._time = found[0]
                 yield from ((self._time, earlier) for earlier in head)
                 head = []
             yield self._time, line

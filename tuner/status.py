@@ -106,8 +106,7 @@ def _worker(row: WorkerRow, holding: Holding | None) -> WorkerStatus:
 
 
 def _is_queued(progress: StudyProgress) -> bool:
-    row = progress.row
-    return row.queued_at is not None and row.stop is None and progress.n_ended < row.total
+    return progress.row.queued_at is not None and progress.n_ended < progress.row.total
 
 
 def _study(progress: StudyProgress, running: int, place: int | None, now: float) -> StudyStatus:

@@ -166,6 +166,7 @@ def test_passwords_are_masked(text: str, safe: str) -> None:
     "text",
     ["postgresql://ann@db:5432/tuner", "http://127.0.0.1:9000/bucket", "s3://bucket/prefix?endpoint_url=http://h:1",
      "password authentication failed for user ann", "sqlite:///runs/tuner.db", "mail ann@example.org at 10:30",
+     'note="password=***" trial=3',
      "http://127.0.0.1:9000/ and ann@example.org"],
 )  # fmt: skip
 def test_what_is_no_password_stays(text: str) -> None:
@@ -411,8 +412,8 @@ def test_following_survives_truncation_rotation_and_removal(tmp_path: Path, foll
     assert next_lines(following, 1) == ["three"]
     os.rename(path, tmp_path / "a.log.1")
     write(tmp_path / "a.log.1", line(4, "late"))
-    write(path, line(5, "five"))
-    assert next_lines(following, 2) == ["late", "five"]
+    write(path, *(line(5, word) for word in ("five", "a", "b", "c")))  # longer than the one before
+    assert next_lines(following, 5) == ["late", "five", "a", "b", "c"]
     path.unlink()
     time.sleep(0.2)
     write(path, line(6, "six"))

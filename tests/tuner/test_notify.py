@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -250,6 +251,14 @@ def test_a_queued_study_that_nobody_serves_stalls(sqlite: Database, webhook: Web
     assert webhook.events == ["stalled"]
 
 
+def test_a_study_that_was_just_claimed_does_not_stall(sqlite: Database, webhook: Webhook) -> None:
+    study = make(sqlite, webhook, stalled_after_s=100)
+    shift(sqlite, study, 200)
+    study.claim(new_worker(study))
+    told(sqlite)
+    assert webhook.got == []
+
+
 @pytest.mark.parametrize("mode", ["drain", "now"])
 def test_a_stopped_study_does_not_stall(sqlite: Database, webhook: Webhook, mode: Any) -> None:
     study = make(sqlite, webhook, stalled_after_s=100)
@@ -376,11 +385,16 @@ def test_a_slow_webhook_does_not_hold_the_caller_up(sqlite: Database, webhook: W
     webhook.hold.clear()
     notifier = Notifier(sqlite)
     notifier.check()
+    other = make(sqlite, webhook, "other", n_trials=1)
+    claim = other.claim(new_worker(other))
+    assert claim is not None
+    work_off(other, claim)
     notifier.check()
+    assert [thread.name for thread in threading.enumerate()].count("notify") == 1
     assert webhook.got == []
     webhook.hold.set()
     notifier.close()
-    assert webhook.events == ["finished"]
+    assert [posted["study"] for posted in webhook.got] == ["toy", "other"]
 
 
 def test_one_that_never_answers_is_given_up_after_its_time(
@@ -391,7 +405,9 @@ def test_one_that_never_answers_is_given_up_after_its_time(
     assert claim is not None
     work_off(study, claim)
     webhook.hold.clear()
+    began = time.monotonic()
     told(sqlite)
+    assert time.monotonic() - began < 4
     assert "not notified for now: 127.0.0.1: " in caplog.text
     with sqlite.transaction() as connection:
         assert connection.scalar(sa.select(notifications.c.sent_at)) is None
