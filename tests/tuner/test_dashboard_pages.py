@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow
-from tests.searches import METRIC, VIOLATION, dead, make_spec, make_study, new_worker, suggest_all, work_off
+from tests.searches import (
+    METRIC,
+    VIOLATION,
+    dead,
+    make_database,
+    make_spec,
+    make_study,
+    new_worker,
+    suggest_all,
+    work_off,
+)
 from tests.tuner.wsgi import Browser
 from tuner.optuna_dashboard import dashboard_app
 from tuner.optuna_study import delete_study
@@ -43,10 +56,12 @@ def run(study: Study, worker: int, values: list[float], end: str = "complete", v
     return claim
 
 
-@pytest.fixture
-def study(sqlite: Database) -> Study:
-    """Two arms; trials 0 to 4 have ended (one infeasible, one pruned, one failed), 5 runs."""
-    study = make_study(sqlite, make_spec(n_trials=10, description="A toy"))
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a study of two arms: trials 0 to 4 have ended, 2 infeasible and 3 pruned."""
+    path = tmp_path_factory.mktemp("stored") / "tuner.db"
+    database = make_database(f"sqlite:///{path}")
+    study = make_study(database, make_spec(n_trials=10, description="A toy"))
     study.store.start_study(study.id, 10, 0)
     worker = new_worker(study)
     run(study, worker, [0.1, 0.4, 0.3])
@@ -54,7 +69,16 @@ def study(sqlite: Database) -> Study:
     run(study, worker, [0.7, 0.8], violation=0.2)
     run(study, worker, [0.15], "pruned")
     run(study, worker, [0.3, 0.6])
-    return study
+    database.close()
+    return path
+
+
+@pytest.fixture
+def study(stored: Path, tmp_path: Path) -> Iterator[Study]:
+    shutil.copy(stored, tmp_path / "tuner.db")
+    database = Database(f"sqlite:///{tmp_path}/tuner.db")
+    yield Study.open(database, "toy")
+    database.close()
 
 
 @pytest.fixture

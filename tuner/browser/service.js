@@ -25,7 +25,7 @@ function workers(found, now) {
   const busy = alive.filter((w) => w.holding).length;
   return el("section", { class: "card wide", id: "workers" },
     el("h2", {}, "Workers"),
-    el("p", { class: "soft" }, `${alive.length} alive on ${devices.size} devices, ${busy} of them at a trial`),
+    el("p", { class: "soft" }, `${alive.length} alive on ${devices.size} ${devices.size === 1 ? "device" : "devices"}, ${busy} of them at a trial`),
     found.length ? table(columns, rows) : el("p", {}, "None. Start one: tuner worker"));
 }
 
