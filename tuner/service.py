@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.trainer import InputError
 from storage.artifacts import open_artifacts
 from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.leases import GRACE_S, RENEW_EVERY_S
@@ -108,8 +109,11 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
 
             serve_metrics(options.metrics_port, url, crew)
         say(f"serving {', '.join(options.studies) or 'every queued study'}; workers: {', '.join(devices)}")
-        crew.see_through(supervisor.tick)
-        supervisor.close()
+        supervisor.put_back()  # what died here before we began says nothing of its trial
+        try:
+            crew.see_through(supervisor.tick)
+        finally:
+            supervisor.close()
     finally:
         database.close()
 
@@ -151,8 +155,8 @@ class _Supervisor:
         try:
             self.put_back()
             self._notifier.close()
-        except DatabaseUnavailable as error:
-            log.warning("database away: %s", error, extra={"action": "outage"})
+        except StorageError as error:  # in the way of no other reason to leave
+            log.warning("not put back: %s", error, extra={"action": "outage"})
 
     def _on_death(self) -> int:
         self.put_back(crashed=True)
@@ -166,5 +170,5 @@ class _Supervisor:
                 Study.open(self._database, name).recover(crashed=crashed)
             except DatabaseUnavailable:
                 raise
-            except StorageError as error:  # deleted meanwhile, say
+            except (StorageError, InputError) as error:  # deleted meanwhile, or of another version
                 log.warning("not put back: %s", error, extra={"action": "outage", "study": name})

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from models.trainer import InputError
 from storage.database import Database, StorageError
 from storage.leases import GRACE_S
 from storage.runs import Fenced, MeasurementRow, RunRow, Store, StudyRow
@@ -80,11 +83,19 @@ class Study:
 
     @classmethod
     def open(cls, database: Database, name: str) -> Study:
-        """Raises StorageError when there is no such study."""
+        """Raises StorageError when there is no such study, InputError when another version of tuner wrote it."""
         row = Store(database).find_study(name)
         if row is None:
             raise StorageError(f"storage: study {name!r} is not in {database!r}; `tuner studies` lists what is")
-        spec = Spec.from_json(row.spec)
+        try:
+            spec = Spec.from_json(row.spec)
+        except ValidationError as error:
+            reason = error.errors()[0]
+            where = ".".join(map(str, reason["loc"]))
+            raise InputError(
+                f"study {name!r}: expected a specification of this tuner version, got one of {row.package_version} "
+                f"({where}: {reason['msg']}); use that version"
+            ) from error
         return cls(database, row, spec, Search(database, spec, name))
 
     def lock(self) -> Any:

@@ -16,6 +16,7 @@ from tests.tuner.toy_study import write_spec
 from tuner import service
 from tuner.cli import main
 from tuner.coordinator import RunOptions
+from tuner.crew import Crew, RunFailed
 from tuner.study import Study
 
 
@@ -117,6 +118,61 @@ class TestSupervisor:
             assert sorted(trial.state for trial in study.search.trials()) == ["running", "waiting"]
             outcomes = [attempt.outcome for attempt in study.store.attempts(study.id)]
             assert outcomes in (["crashed", None], [None, "crashed"])
+        database.close()
+
+    def test_who_died_before_the_start_crashed_nothing(
+        self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Kill everything three times, start it again: an innocent trial must not end as failed by that."""
+        submit(tmp_path, sqlite_url)
+        database = Database(sqlite_url)
+        study = Study.open(database, "toy")
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"), devices="cpu", workers=1)
+
+        def all_are_killed(self: Crew, tick: Any) -> int:
+            assert study.claim(new_worker(study, dead())) is not None
+            raise RunFailed("killed")
+
+        monkeypatch.setattr(Crew, "see_through", all_are_killed)
+        monkeypatch.setattr(service._Supervisor, "close", lambda self: None)
+        for _ in range(3):
+            with pytest.raises(RunFailed):
+                service.serve(options, lambda line: None)
+        monkeypatch.setattr(Crew, "see_through", lambda self, tick: 0)
+        service.serve(options, lambda line: None)
+        assert [attempt.outcome for attempt in study.store.attempts(study.id)] == ["lost"] * 3
+        assert [trial.state for trial in study.search.trials()] == ["waiting"]
+        database.close()
+
+    def test_a_fault_puts_back_too(self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        submit(tmp_path, sqlite_url)
+        database = Database(sqlite_url)
+        study = Study.open(database, "toy")
+
+        def one_refuses(self: Crew, tick: Any) -> int:
+            assert study.claim(new_worker(study, dead())) is not None
+            raise InputError("the disk is full")
+
+        monkeypatch.setattr(Crew, "see_through", one_refuses)
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"), devices="cpu", workers=1)
+        with pytest.raises(InputError, match="the disk is full"):
+            service.serve(options, lambda line: None)
+        assert [trial.state for trial in study.search.trials()] == ["waiting"]
+        database.close()
+
+    def test_a_study_of_another_version_is_in_nobodys_way(self, sqlite_url: str, tmp_path: Path) -> None:
+        for name in ("newer", "toy"):
+            submit(tmp_path, sqlite_url, name)
+        database = Database(sqlite_url)
+        newer, toy = (Study.open(database, name) for name in ("newer", "toy"))
+        for study in (newer, toy):
+            assert study.claim(new_worker(study, dead())) is not None
+        newer.store.update_study(newer.id, '{"unheard": 1}', "99.0", "{}")
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
+        service._Supervisor(database, options, print).put_back()
+        assert [trial.state for trial in toy.search.trials()] == ["waiting"]
+        with pytest.raises(InputError, match=r"expected a specification of this tuner version, got one of 99\.0"):
+            Study.open(database, "newer")
         database.close()
 
     def test_without_a_database_nothing_is_started(self, tmp_path: Path) -> None:
