@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,12 @@ def worker(storage: str | None, runs: str, roots: str, studies: tuple[str, ...],
 
     Ctrl-C or SIGTERM: workers stop at their next measurement, their trials go back in the queue; twice: at once.
     """
-    from tuner import service
+    from tuner import logs, service
     from tuner.cli import heed_signals
 
     heed_signals()
+    if not sys.stderr.isatty():
+        logs.configure()  # nobody watches: every event is worth its line
     folders = tuple(root.strip() for root in roots.split(",") if root.strip())
     options = service.ServiceOptions(
         storage=database_url(storage, runs), runs=runs, roots=folders, studies=studies, **given

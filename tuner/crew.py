@@ -110,7 +110,7 @@ class Crew:
     @property
     def pids(self) -> dict[int, int]:
         """The process id of each slot's worker."""
-        return {slot: process.pid for slot, process in self._processes.items()}
+        return {slot: process.pid for slot, process in list(self._processes.items())}  # asked by other threads
 
     def stop(self) -> None:
         """Stop in order, from another thread."""

@@ -24,6 +24,9 @@ from tuner.spec import Objective, PrunerSpec, SamplerSpec, Spec
 
 # Its warnings tell of every single value of a conditional dimension that is sampled independently.
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+# What is left goes the way of all our lines, which masks passwords.
+optuna.logging.disable_default_handler()
+optuna.logging.enable_propagation()
 
 CONSTRAINT = "violation"
 # These samplers rank by the objective alone; the feasible best is still chosen among all trials.
