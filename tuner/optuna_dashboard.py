@@ -8,6 +8,7 @@ nothing that would part Optuna's table from ours.
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import re
 import socket
@@ -38,6 +39,7 @@ from tuner.web import LOOPBACK, Gate, WsgiApp, refusal, send
 # A browser asks again by itself: while the database is away, a request is not to hold a thread for long.
 PATIENCE_S = 5.0
 THREADS = 8
+PACK_BYTES = 100_000
 # More new trials than this are read all at once.
 MANY = 200
 _SHOWN = ("precision", "precision_bound", "recall", "threshold")
@@ -222,13 +224,15 @@ class _Shown:
             return send(HTTPResponse(b"", 302, {"Location": "/dashboard"}), start_response)
         elif method == "GET" and re.match(r"/dashboard(/|$)", path):
             return self._changed(environ, start_response, _with_bridge)
-        elif method == "GET" and (study := _STUDY.fullmatch(path)) and self._hides_best(int(study[1])):
-            return self._changed(environ, start_response, _without_best)
+        elif method == "GET" and (study := _STUDY.fullmatch(path)):
+            change = _without_best if self._hides_best(int(study[1])) else bytes
+            return self._changed(environ, start_response, change)
         return self._app(environ, start_response)
 
     def _hides_best(self, study_id: int) -> bool:
         try:
-            return self._storage.feasible_best(study_id) is None
+            single = len(self._storage.get_study_directions(study_id)) == 1
+            return single and self._storage.feasible_best(study_id) is None
         except KeyError:
             return False
 
@@ -254,7 +258,10 @@ class _Shown:
     def _changed(
         self, environ: dict[str, Any], start_response: Callable[..., Any], change: Callable[[bytes], bytes]
     ) -> Iterable[bytes]:
-        """The answer with another body; a page is never answered by "not modified", as its file alone would be."""
+        """The answer with another body, packed where it is long (a study of 5,000 trials has 18 MB).
+
+        A page is never answered by "not modified", as its file alone would be.
+        """
         answer: list[Any] = []
 
         def capture(status: str, headers: Sequence[tuple[str, str]], exc_info: Any = None) -> None:
@@ -273,6 +280,8 @@ class _Shown:
             body = change(body)
         dropped = ("content-length", "last-modified", "etag", "accept-ranges")
         kept = [(name, value) for name, value in headers if name.lower() not in dropped]
+        if len(body) > PACK_BYTES and "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            body, kept = gzip.compress(body, 1), [*kept, ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
         start_response(status, [*kept, ("Content-Length", str(len(body)))])
         return [body]
 

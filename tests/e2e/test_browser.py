@@ -61,8 +61,8 @@ class Served:
         metrics = {
             METRIC: value, f"{METRIC}_se": 0.01, VIOLATION: -0.1, "valid/toy/threshold": 0.0,
             "valid/toy/recall": 0.4, "valid/toy/precision": 0.7, "valid/toy/precision_bound": 0.6,
-            "valid/toy/loss": 1 / (step + 1), "train/toy/loss": 1 / (step + 2), "train/other/loss": 0.5, "train/cosine/toy/other": 0.1 * step - 0.2,
-            "train/toy/loss_share": 0.6, "train/other/loss_share": 0.4,
+            "valid/toy/loss": 1 / (step + 1), "train/toy/loss": 1 / (step + 2), "train/other/loss": 0.5,
+            "train/cosine/toy/other": 0.1 * step - 0.2, "train/toy/loss_share": 0.6, "train/other/loss_share": 0.4,
             "train/toy/gradient_share": 0.3, "train/other/gradient_share": 0.7,
         }  # fmt: skip
         curves = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import waitress
+from optuna.trial import create_trial
 
 from models.trainer import InputError
 from storage.database import Database, StorageError
@@ -186,6 +187,33 @@ def test_a_running_study_is_read_anew(tmp_path: Path) -> None:
         server.close()
         thread.join(timeout=20)
         database.close()
+
+
+def test_long_answers_are_packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.optuna_dashboard.PACK_BYTES", 1000)
+    database = open_database(url(folder))
+    try:
+        browser = Browser(dashboard_app(database))
+        packed = browser.ask("/api/studies/1")
+        assert packed.headers["content-encoding"] == "gzip"
+        plain = browser.ask("/api/studies/1", headers={"Accept-Encoding": ""})
+        assert "content-encoding" not in plain.headers
+        assert packed.json == plain.json
+        assert len(packed.json["trials"]) == 12
+    finally:
+        database.close()
+
+
+def test_a_study_of_several_objectives_of_another_program(sqlite: Database) -> None:
+    browser = Browser(dashboard_app(sqlite, allow_edit=True))
+    content = {"study_name": "theirs", "directions": ["maximize", "minimize"]}
+    browser.ask("/api/studies", "POST", body=json.dumps(content).encode(), content_type="application/json")
+    storage = DashboardStorage(sqlite)
+    trial = create_trial(values=[1.0, 2.0])
+    storage.create_new_trial(storage.ids()["theirs"], trial)
+    answer = browser.ask("/api/studies/1")
+    assert answer.status == 200
+    assert len(answer.json["best_trials"]) == 1
 
 
 def test_a_study_deleted_elsewhere_leaves_nothing_behind(sqlite: Database) -> None:
