@@ -119,6 +119,7 @@ class Worker:
             return False
         with logs.context(study=self.study.name, trial=claim.number, attempt=claim.attempt):
             log.info("trial claimed", extra={"action": "claim", "arm": claim.arm})
+            self._held = (claim, None)
             try:
                 self._run(claim)
             except Fenced as fenced:
@@ -130,12 +131,14 @@ class Worker:
     def abandon(self) -> None:
         """Put the trial in hand back in the queue at its newest checkpoint, from another thread; the process ends
         right after."""
-        if self._held is None:
+        if (held := self._held) is None:
             return
-        claim, uploads = self._held
-        if uploads is not None:
-            with suppress(StorageError, Fenced):
+        claim, uploads = held
+        try:
+            if uploads is not None:
                 uploads.finish(5.0)
+        except Exception as error:
+            log.warning("newest checkpoint not uploaded: %s", error, extra={"action": "upload_late"})
         with suppress(StorageError, Fenced):
             self.study.stop(claim)
 

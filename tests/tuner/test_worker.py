@@ -6,12 +6,14 @@ import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.trainer import SEARCH_ROLES, DataSpec, DiskError, Measurement, Run
+from storage.artifacts import ArtifactError
 from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow, Store
 from tests.searches import METRIC, VIOLATION, dead, elsewhere, make_spec, make_study, new_worker
@@ -137,6 +139,50 @@ class TestStop:
         worker.stop.set()
         worker.serve()
         assert states(study) == []
+
+
+class TestAbandon:
+    """No measurement within the grace time: another thread gives the trial back, then the process ends."""
+
+    @pytest.mark.parametrize("during", ["restore", "fit"])
+    def test_the_trial_is_back_in_the_queue_wherever_the_worker_hangs(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
+    ) -> None:
+        study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
+        hanging, go_on = threading.Event(), threading.Event()
+
+        def hang(*_: Any) -> None:
+            hanging.set()
+            go_on.wait(30)
+
+        worker = make_worker(study, tmp_path, Watched(hang if during == "fit" else lambda *_: None))
+        if during == "restore":
+            monkeypatch.setattr(worker, "_uploading", lambda *_: (hang(), nullcontext())[1])
+        thread = threading.Thread(target=worker.work)
+        thread.start()
+        assert hanging.wait(30)
+        worker.abandon()
+        assert states(study) == ["waiting"]
+        assert [attempt.outcome for attempt in study.store.attempts(study.id)] == ["stopped"]
+        go_on.set()
+        thread.join(30)
+        # What the woken thread had to say came too late.
+        assert (states(study), steps(study)) == (["waiting"], [])
+
+    @pytest.mark.parametrize("error", [ArtifactError("read-only"), OSError("stale"), RuntimeError("a bug")])
+    def test_an_upload_that_fails_is_in_nobodys_way(
+        self, database: Database, tmp_path: Path, error: Exception
+    ) -> None:
+        class Broken:
+            def finish(self, patience_s: float) -> None:
+                raise error
+
+        study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
+        worker = make_worker(study, tmp_path, Watched())
+        claim = study.claim(worker.worker_id)
+        worker._held = (claim, Broken())  # type: ignore[assignment]
+        worker.abandon()
+        assert states(study) == ["waiting"]
 
 
 class TestResume:
