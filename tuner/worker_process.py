@@ -19,12 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from models.location import locate
 from pydantic import ValidationError
-from storage.artifacts import open_artifacts
 
 import models
+from models.location import locate
 from models.trainer import SEARCH_ROLES, DataSpec, DiskError, FileStamp, InputError
+from storage.artifacts import open_artifacts
 from storage.database import Database, DatabaseUnavailable, StorageError, Unavailable, retry
 from storage.leases import LeaseThread, ProcessIdentity
 from storage.runs import Store, StudyRow
@@ -75,15 +75,18 @@ class Server:
         poll_s = IDLE_POLL_S
         while not self._stop.is_set():
             rows = retry(self._store.queued_studies, self._options.outage_s, "queue")
-            if any(self._work(row) for row in self._served(rows)):
+            if any(self._work(row) for row in self._served(rows) if not self._stop.is_set()):
                 poll_s = IDLE_POLL_S
             else:
                 self._stop.wait(poll_s * random.uniform(0.5, 1.0))
                 poll_s = min(2 * poll_s, LONGEST_POLL_S)
 
     def abandon(self) -> None:
+        """Give back what is in hand and sign off, from another thread; the process ends right after."""
         if self._worker is not None:
             self._worker.abandon()
+        with suppress(StorageError):
+            self._store.end_worker(self._worker_id)
 
     def _find(self, name: str) -> StudyRow:
         row = retry(lambda: self._store.find_study(name), self._options.outage_s, "study")
@@ -103,7 +106,8 @@ class Server:
     def _work(self, row: StudyRow) -> bool:
         """Take one trial of a queued study; False where there was none for us. One bad study stops no other."""
         try:
-            return self._open(row).work()
+            worker = self._open(row)  # which may have taken long
+            return not self._stop.is_set() and worker.work()
         except TooManyFailures as error:
             log.error("study stopped: %s", error, extra={"action": "study_stopped", "study": row.name})
             retry(lambda: self._store.stop_study(row.id, "drain"), self._options.outage_s, "stop")

@@ -15,6 +15,7 @@ import pytest
 
 from models.trainer import SEARCH_ROLES, DataSpec, InputError
 from storage.database import Database, DatabaseUnavailable
+from storage.leases import ProcessIdentity
 from storage.runs import Store
 from tests.searches import make_spec
 from tests.toy import ToyDataset, ToyTrainer
@@ -22,7 +23,7 @@ from tuner import worker_process
 from tuner.optuna_study import Search
 from tuner.study import Study
 from tuner.worker import WorkerOptions
-from tuner.worker_process import load_data, serve
+from tuner.worker_process import Server, load_data, serve
 
 TOY = {"data_hash": f"{'toy':0<16}", "source": "toy data 'toy'", "simulated": False, "files": {}}
 
@@ -206,6 +207,35 @@ class TestQueue:
         with pytest.raises(DatabaseUnavailable, match="away"):
             Service(database, options(tmp_path, outage_s=0.2)).run(lambda: True, monkeypatch)
         assert Store(database).workers()[0].ended_at is not None
+
+
+class TestLeaving:
+    def test_told_to_stop_while_data_are_loaded_it_takes_no_trial_and_loads_no_more(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        studies = [queue(database, name) for name in ("old", "new")]
+        load, loaded = ToyTrainer.load, []
+        service = Service(database, options(tmp_path))
+
+        def slow(self: ToyTrainer, data: DataSpec, roles: Any) -> ToyDataset:
+            loaded.append(data)
+            service.stop.set()
+            return load(self, data, roles)
+
+        monkeypatch.setattr(ToyTrainer, "load", slow)
+        service.run(lambda: True, monkeypatch)
+        assert [states(study) for study in studies] == [{}, {}]
+        assert len(loaded) == 1
+
+    def test_who_abandons_its_trial_signs_off(self, database: Database, tmp_path: Path) -> None:
+        """Else nobody but its own host would know, and others wait for its lease to run out."""
+        study = queue(database, "toy")
+        worker_id = study.store.register_worker(None, ProcessIdentity.current(), "cpu")
+        server = Server(database, options(tmp_path), threading.Event(), worker_id, lambda: False)
+        assert study.claim(worker_id) is not None  # and the database went away before it could say so
+        server.abandon()
+        study.recover()
+        assert states(study) == {"waiting": 1}
 
 
 class TestData:
