@@ -31,7 +31,7 @@ from storage.runs import Store, StudyRow
 from tuner import logs
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
-from tuner.worker import IDLE_POLL_S, Worker, WorkerOptions
+from tuner.worker import IDLE_POLL_S, Worker, WorkerOptions, reason_of
 
 log = logging.getLogger("tuner")
 
@@ -156,7 +156,7 @@ def load_data(trainer: Any, section: dict[str, Any], stored: dict[str, Any], opt
         stored: what the database keeps of the data: hash, files, simulation.
 
     Raises:
-        InputError: the data are not here, or others than those the study began with.
+        InputError: the data are not here, cannot be loaded, or are others than those the study began with.
     """
     path = _data_path(stored, options)
     if "path" in trainer.Data.model_fields:
@@ -168,7 +168,16 @@ def load_data(trainer: Any, section: dict[str, Any], stored: dict[str, Any], opt
         where = ".".join(map(str, reason["loc"]))
         raise InputError(f"data.{where}: {reason['msg']}; use the tuner version that began the study") from error
     given = options.data_path_given or options.data_path is None
-    data = trainer.load(DataSpec(chosen, path, Path(options.cache), given and path is not None), SEARCH_ROLES)
+    wanted = DataSpec(chosen, path, Path(options.cache), given and path is not None)
+    try:
+        data = trainer.load(wanted, SEARCH_ROLES)
+    except (InputError, DiskError):
+        raise
+    except Exception as error:  # of any trainer's: the studies of others go on
+        log.error("data not loaded", exc_info=error, extra={"action": "load_failed"})
+        raise InputError(
+            f"{path or 'simulated data'}: expected {stored['source']}, got {reason_of(error)}; the log tells where"
+        ) from error
     if data.manifest.data_hash != stored["data_hash"]:
         raise InputError(
             f"{path or 'simulated data'}: expected {stored['source']} ({stored['data_hash'][:12]}), got "

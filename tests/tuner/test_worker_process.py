@@ -167,6 +167,29 @@ class TestQueue:
         )
         assert any("cannot be imported" in m for m in messages)
 
+    def test_nor_does_one_whose_data_break_the_trainer_or_of_another_version(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broken, newer, good = queue(database, "broken", seed=7), queue(database, "newer"), queue(database, "good")
+        newer.store.update_study(newer.id, '{"unheard": 1}', "99.0", json.dumps(TOY))
+        broken.store.update_study(
+            broken.id, broken.spec.to_json(), "0.1.0", json.dumps({**TOY, "source": "broken"})
+        )
+        load, calls = ToyTrainer.load, iter([KeyError("column")])
+
+        def breaking(self: ToyTrainer, data: DataSpec, roles: Any) -> ToyDataset:
+            if (error := next(calls, None)) is not None:
+                raise error
+            return load(self, data, roles)
+
+        monkeypatch.setattr(ToyTrainer, "load", breaking)
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        assert [states(study) for study in (broken, newer, good)] == [{}, {}, {"complete": 2}]
+        messages = [r.getMessage() for r in caplog.records if getattr(r, "action", "") == "study_refused"]
+        assert len(messages) == 2
+        assert "expected broken, got KeyError: 'column'" in messages[0]
+        assert "got one of 99.0" in messages[1]
+
     def test_a_deleted_study_is_forgotten(
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
