@@ -45,6 +45,11 @@ def client(endpoint: str) -> Any:
     return boto3.client("s3", endpoint_url=endpoint, region_name=REGION)
 
 
+def raw(body: bytes) -> bytes:
+    """An answer, and that no other will come over this connection."""
+    return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 class Answers:
     """An S3 whose next answers are `queue`, then always `default`: (status, code), or bytes and it hangs up."""
 

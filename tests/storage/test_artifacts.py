@@ -394,7 +394,7 @@ class TestS3:
         assert not list(tmp_path.iterdir())
 
     def test_something_else_answers(self, answers: s3.Answers, store: ArtifactStore) -> None:
-        answers.default = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nLog in"
+        answers.default = s3.raw(b"Log in")
         with pytest.raises(ArtifactUnavailable):
             store.names()
 
@@ -417,7 +417,7 @@ class TestS3:
         listing = b"<ListBucketResult><Contents><Key>p/k/x</Key></Contents></ListBucketResult>"
         refusal = b"<DeleteResult><Error><Key>p/k/x</Key><Code>AccessDenied</Code></Error></DeleteResult>"
         for body in (listing, refusal):
-            answers.queue.append(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            answers.queue.append(s3.raw(body))
         with pytest.raises(ArtifactError, match="AccessDenied"):
             store.delete("k")
 

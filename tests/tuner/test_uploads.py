@@ -275,6 +275,7 @@ class TestTrouble:
         store.before = before
         with opened(store, run, named) as up:
             offer(up, run, *range(6))
+            wait_for(lambda: up._trouble)
             with pytest.raises(ArtifactUnavailable, match="away"):
                 up.finish(0.1)
             offer(up, run, 6)
@@ -349,6 +350,7 @@ class TestTrouble:
         named.before = before
         with opened(store, run, named) as up:
             offer(up, run, 0)
+            wait_for(lambda: up._trouble)
             with pytest.raises(DatabaseUnavailable, match="away"):
                 up.finish(0.1)
             offer(up, run, 1)
