@@ -7,18 +7,18 @@ function workers(found, now) {
   const rows = found.map((w) => {
     const held = w.holding;
     return [
-      String(w.worker), w.host, w.device, String(w.pid), chip(w.state),
+      w.host, w.device, chip(w.state),
       held ? link(studyPath(held.study), held.study) : null,
       held ? link(trialPath(held.study, held.trial), held.trial) : null,
-      held ? String(held.attempt) : null,
       held && held.step !== null ? String(held.step) : null,
       held ? ago(held.measured_at ?? held.claimed_at, now) : null,
       w.state === "ended" ? null : duration(w.lease_age_s),
+      held ? String(held.attempt) : null, String(w.worker), String(w.pid),
     ];
   });
   const columns = [
-    ["Worker", "number"], ["Host"], ["Device"], ["Process", "number"], ["State"], ["Study"], ["Trial", "number"],
-    ["Attempt", "number"], ["Step", "number"], ["Last progress"], ["Lease age"],
+    ["Host"], ["Device"], ["State"], ["Study"], ["Trial", "number"], ["Step", "number"], ["Last progress"],
+    ["Lease age"], ["Attempt", "number"], ["Worker", "number"], ["Process", "number"],
   ];
   const alive = found.filter((w) => w.state === "alive");
   const devices = new Set(alive.map((w) => `${w.host} ${w.device}`));
@@ -40,15 +40,15 @@ function studies(all, ids, now) {
   // Those at work and in the queue first, in turn, then the newest.
   const found = [...all].sort((a, b) => (a.place ?? 1e9) - (b.place ?? 1e9) || b.started_at - a.started_at);
   const rows = found.map((s) => [
-    link(studyPath(s.study), s.study), chip(s.state), number(s.place),
-    meter(s), `${s.n_ended} / ${s.n_trials}`, String(s.complete), String(s.pruned), String(s.failed), String(s.running),
-    String(s.waiting), number(s.trials_per_hour, 3), duration(s.remaining_s), ago(s.last_measured_at, now),
+    link(studyPath(s.study), s.study), chip(s.state), meter(s), `${s.n_ended} / ${s.n_trials}`, duration(s.remaining_s),
+    number(s.trials_per_hour, 3), ago(s.last_measured_at, now), number(s.place), String(s.running), String(s.waiting),
+    String(s.complete), String(s.pruned), String(s.failed),
     ids[s.study] === undefined ? null : link(`/dashboard/studies/${ids[s.study]}`, "plots"),
   ]);
   const columns = [
-    ["Study"], ["State"], ["Queue", "number"], [""], ["Ended", "number"], ["Complete", "number"],
-    ["Pruned", "number"], ["Failed", "number"], ["Running", "number"], ["Waiting", "number"],
-    ["Trials per hour", "number"], ["Left"], ["Last progress"], ["Optuna"],
+    ["Study"], ["State"], [""], ["Ended", "number"], ["Left"], ["Trials per hour", "number"], ["Last progress"],
+    ["Queue", "number"], ["Running", "number"], ["Waiting", "number"], ["Complete", "number"], ["Pruned", "number"],
+    ["Failed", "number"], ["Optuna"],
   ];
   return el("section", { class: "card wide", id: "studies" },
     el("h2", {}, "Studies"),
