@@ -176,7 +176,7 @@ class Search:
                 trial.report(value, step)
 
     def forget(self, trial: optuna.Trial, after_step: int) -> None:
-        """Remove the intermediate values beyond a step: they are to be measured again. The trial is the caller's."""
+        """Remove the intermediate values beyond a step, to be measured again. The trial is the caller's."""
         self.storage.delete_intermediate_values(trial._trial_id, after_step)
         known = trial._cached_frozen_trial.intermediate_values
         for step in [step for step in known if step > after_step]:
