@@ -117,9 +117,8 @@ class Study:
             after DatabaseUnavailable: what a failed claim left behind is then taken up.
         """
         with self.lock():
-            trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
-            row = self.store.get_study(self.id)
-            if row.stop is not None or sum(trial.state != "waiting" for trial in trials) >= row.total:
+            row = self._open_row(worker_id, judge_others, grace_s)
+            if row is None:
                 return None
             self._check_failures(row)
             trial = self.search.ask()
@@ -128,6 +127,18 @@ class Study:
             arm = self.search.arm_of(trial.number)
             attempt = self.store.claim(self.id, trial.number, arm, worker_id)
         return Claim(trial.number, attempt, arm, trial)
+
+    def has_work(self, worker_id: int, judge_others: bool = False, grace_s: float = GRACE_S) -> bool:
+        """Whether `claim` would give out a trial now. What dead workers held is put back, as there."""
+        with self.lock():
+            return self._open_row(worker_id, judge_others, grace_s) is not None
+
+    def _open_row(self, worker_id: int, judge_others: bool, grace_s: float) -> StudyRow | None:
+        """The study's row, where a trial is left that nobody alive holds; else None."""
+        trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
+        row = self.store.get_study(self.id)
+        over = row.stop is not None or sum(trial.state != "waiting" for trial in trials) >= row.total
+        return None if over else row
 
     def recover(
         self, judge_others: bool = False, grace_s: float = GRACE_S, crashed: bool = False,

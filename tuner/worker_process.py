@@ -106,6 +106,8 @@ class Server:
     def _work(self, row: StudyRow) -> bool:
         """Take one trial of a queued study; False where there was none for us. One bad study stops no other."""
         try:
+            if not self._is_open(row) and not self._has_work(row):
+                return False
             worker = self._open(row)  # which may have taken long
             return not self._stop.is_set() and worker.work()
         except TooManyFailures as error:
@@ -127,15 +129,27 @@ class Server:
         found = self._store.find_study(row.name)
         return found is not None and found.id == row.id
 
+    def _is_open(self, row: StudyRow) -> bool:
+        return self._row is not None and (self._row.id, self._row.spec) == (row.id, row.spec)
+
+    def _has_work(self, row: StudyRow) -> bool:
+        """Asked before data are loaded, which may take minutes, and those of another study are dropped for them."""
+
+        def ask() -> bool:
+            study = Study.open(self._database, row.name)
+            return study.has_work(self._worker_id, self._steady(), self._options.grace_s)
+
+        return retry(ask, self._options.outage_s, "claim")
+
     def _forget(self) -> None:
         self._fit_s, self._worker, self._row = self.fit_s, None, None
 
     def _open(self, row: StudyRow) -> Worker:
         """The worker for a study; data stay loaded while it is the same study with the same specification."""
-        if self._worker is not None and self._row is not None:
-            if (self._row.id, self._row.spec) == (row.id, row.spec):
-                return self._worker
-            self._forget()
+        if self._is_open(row):
+            assert self._worker is not None
+            return self._worker
+        self._forget()
         study = retry(lambda: Study.open(self._database, row.name), self._options.outage_s, "study")
         trainer = models.get_trainer(study.spec.trainer)
         data = load_data(trainer, study.spec.data, json.loads(row.data), self._options)

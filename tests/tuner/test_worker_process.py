@@ -17,7 +17,7 @@ from models.trainer import SEARCH_ROLES, DataSpec, InputError
 from storage.database import Database, DatabaseUnavailable
 from storage.leases import ProcessIdentity
 from storage.runs import Store
-from tests.searches import make_spec
+from tests.searches import elsewhere, make_spec
 from tests.toy import ToyDataset, ToyTrainer
 from tuner import worker_process
 from tuner.optuna_study import Search
@@ -189,6 +189,23 @@ class TestQueue:
         assert len(messages) == 2
         assert "expected broken, got KeyError: 'column'" in messages[0]
         assert "got one of 99.0" in messages[1]
+
+    def test_data_are_loaded_only_where_a_trial_is_left(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The oldest study's last trials are in other hands: a worker must not load its data before each trial."""
+        held, other = queue(database, "held", 1), queue(database, "other", 3)
+        assert held.claim(held.store.register_worker(None, elsewhere(), "cpu")) is not None
+        load, loaded = ToyTrainer.load, []
+
+        def watched(self: ToyTrainer, data: DataSpec, roles: Any) -> ToyDataset:
+            loaded.append(data)
+            return load(self, data, roles)
+
+        monkeypatch.setattr(ToyTrainer, "load", watched)
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        assert [states(study) for study in (held, other)] == [{"running": 1}, {"complete": 3}]
+        assert len(loaded) == 1
 
     def test_a_deleted_study_is_forgotten(
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
