@@ -242,6 +242,10 @@ class Worker:
         for name, value in measurement.metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"step {measurement.step}: metric {name} is {value}")
+        try:  # what the database refuses must not be in the file, nor in the way of the reason
+            json.dumps(measurement.curves, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise FloatingPointError(f"step {measurement.step}: curves: {error}") from error
         reporter.add(measurement)
         try:
             recorded = reporter.flush()

@@ -7,9 +7,11 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models.trainer import SEARCH_ROLES, DataSpec, DiskError, Measurement, Run
@@ -277,6 +279,20 @@ class TestFailures:
     def test_a_missing_metric(self, database: Database, tmp_path: Path, name: str) -> None:
         study = self.serve(database, tmp_path, lambda _step, metrics: metrics.pop(name))
         assert failure(study) == f"FloatingPointError: step 0: metric {name} is missing"
+
+    @pytest.mark.parametrize("value", [float("nan"), np.float32(0.5)])
+    def test_curves_that_are_no_plain_numbers(self, database: Database, tmp_path: Path, value: Any) -> None:
+        class Curved(ToyTrainer):
+            def fit(self, config: ToyConfig, data: ToyDataset, run: Run) -> Iterator[Measurement]:
+                for measurement in super().fit(config, data, run):
+                    bad = {"pr": {"recall": [value]}} if measurement.step == 2 else measurement.curves
+                    yield replace(measurement, curves=bad)
+
+        study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
+        make_worker(study, tmp_path, Curved()).serve()
+        assert states(study) == ["failed"]
+        assert str(failure(study)).startswith("FloatingPointError: step 2: curves: ")
+        assert steps(study) == [0, 1]
 
     def test_nothing_measured(self, database: Database, tmp_path: Path) -> None:
         study = self.serve(database, tmp_path, config={"x": 0.5, "n_steps": 0})
