@@ -151,6 +151,7 @@ class Server:
             return self._worker
         self._forget()
         study = retry(lambda: Study.open(self._database, row.name), self._options.outage_s, "study")
+        own_folder(Path(self._options.runs) / row.name, row)
         trainer = models.get_trainer(study.spec.trainer)
         data = load_data(trainer, study.spec.data, json.loads(row.data), self._options)
         uploads = Uploads(self._artifacts, study.name, self._options.upload_every_s) if self._artifacts else None
@@ -160,6 +161,31 @@ class Server:
         self._row = row
         log.info("study opened", extra={"action": "open", "study": row.name, "data": data.manifest.source})
         return self._worker
+
+
+def own_folder(folder: Path, row: StudyRow) -> None:
+    """Mark the study's folder of this machine as its own.
+
+    A study that was deleted on another machine has left its checkpoints here; a new one of that name must not go
+    on from them.
+
+    Raises:
+        InputError: it holds the trials of another study.
+        DiskError: it cannot be written.
+    """
+    marker, mine = folder / "study.json", {"id": row.id, "name": row.name, "created_at": row.created_at}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = json.loads(marker.read_bytes()) if marker.exists() else mine
+        if found != mine and any((folder / "trials").glob("*")):
+            raise InputError(
+                f"{folder}: expected trials of this study, got those of another of its name; move the folder away"
+            )
+        draft = folder / f".study-{os.getpid()}"
+        draft.write_text(json.dumps(mine))
+        draft.replace(marker)
+    except OSError as error:
+        raise DiskError(error.errno, f"{marker}: cannot write ({error.strerror}); mend it, run again") from error
 
 
 def load_data(trainer: Any, section: dict[str, Any], stored: dict[str, Any], options: WorkerOptions) -> Any:

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from models.trainer import SEARCH_ROLES, DataSpec, InputError
+from models.trainer import SEARCH_ROLES, DataSpec, DiskError, InputError
 from storage.database import Database, DatabaseUnavailable
 from storage.leases import ProcessIdentity
 from storage.runs import Store
 from tests.searches import elsewhere, make_spec
 from tests.toy import ToyDataset, ToyTrainer
 from tuner import worker_process
-from tuner.optuna_study import Search
+from tuner.optuna_study import Search, delete_study
 from tuner.study import Study
 from tuner.worker import WorkerOptions
-from tuner.worker_process import Server, load_data, serve
+from tuner.worker_process import Server, load_data, own_folder, serve
 
 TOY = {"data_hash": f"{'toy':0<16}", "source": "toy data 'toy'", "simulated": False, "files": {}}
 
@@ -247,6 +247,31 @@ class TestQueue:
         with pytest.raises(DatabaseUnavailable, match="away"):
             Service(database, options(tmp_path, outage_s=0.2)).run(lambda: True, monkeypatch)
         assert Store(database).workers()[0].ended_at is not None
+
+
+class TestFolder:
+    def test_checkpoints_of_a_deleted_study_are_not_lent_to_the_next_one_of_its_name(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It was deleted on another machine, where this one's files are out of reach."""
+        old = queue(database, "toy", 1)
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        delete_study(database, "toy")
+        old.store.delete_study(old.id)
+        new = queue(database, "toy", 1)
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        assert states(new) == {}
+        assert "got those of another of its name; move the folder away" in caplog.text
+        (tmp_path / "runs" / "toy").rename(tmp_path / "away")
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        assert states(new) == {"complete": 1}
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)  # its own are taken
+
+    def test_one_that_cannot_be_written_is_a_disk_error(self, database: Database, tmp_path: Path) -> None:
+        (tmp_path / "flat").write_text("")
+        row = Store(database).get_study(queue(database, "toy").id)
+        with pytest.raises(DiskError, match=r"study\.json: cannot write"):
+            own_folder(tmp_path / "flat" / "toy", row)
 
 
 class TestLeaving:
