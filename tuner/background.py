@@ -51,7 +51,7 @@ def detach(arguments: Sequence[str], folder: Path) -> int:
     """Start `tuner ARGUMENTS` in the background, its output in the folder's log file.
 
     Returns:
-        The pid, once it holds the study.
+        The pid, once it holds the study, or lives after STARTED_WITHIN_S.
 
     Raises:
         InputError: it ended before that; the message is its own.
@@ -72,7 +72,7 @@ def detach(arguments: Sequence[str], folder: Path) -> int:
         if _holder(folder) == process.pid:
             return process.pid
         time.sleep(0.05)
-    if process.poll() == 0:  # nothing was to do
+    if not process.poll():  # nothing was to do; or it still prepares its data
         return process.pid
     told = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
     raise InputError(told[-1] if told else f"{log}: the run ended at once (exit {process.returncode})")

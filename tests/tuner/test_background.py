@@ -57,3 +57,17 @@ def test_what_refuses_a_detached_run_is_told_here(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--study nothing: expected one of"):
         background.detach(arguments, tmp_path / "nothing")
     assert "--study nothing" in (tmp_path / "nothing" / "logs" / "run.log").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # that is what it is for
+def test_one_that_is_slow_to_begin_is_not_said_to_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(background.sys, "executable", str(slow))
+    monkeypatch.setattr(background, "STARTED_WITHIN_S", 0.2)
+    pid = background.detach(["run"], tmp_path / "toy")
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
