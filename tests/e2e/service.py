@@ -30,7 +30,7 @@ from tuner.study import Study
 from tuner.uploads import Uploads
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 # Everything of the service that a person would wait for, in seconds that a test can wait.
 SHORT_TIMES = {"TUNER_RENEW_EVERY": "1", "TUNER_LEASE_GRACE": "600", "TUNER_UPLOAD_EVERY": "0.5"}
 PROMPT = "$ python "
