@@ -261,6 +261,11 @@ class Store(StudyStore, WorkerStore):
         with self.database.transaction() as connection:
             return int(connection.scalar(query) or 0)
 
+    def count_attempts(self) -> int:
+        """Of all studies: how often a trial was claimed."""
+        with self.database.transaction() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(attempts)) or 0)
+
     def best_measurements(self, study_id: int) -> dict[int, MeasurementRow]:
         """The measurement at the best step of every ended run that has one."""
         query = (

@@ -23,7 +23,7 @@ from tuner.worker_process import REFUSED_EXIT
 log = logging.getLogger("tuner")
 
 POLL_S = 0.5
-# Workers that die this often in a row without one new measurement anywhere stop the supervisor.
+# Workers that die this often in a row while nothing comes forward anywhere stop the supervisor.
 MAX_BARREN_DEATHS = 6
 # What a worker may take to leave after its grace time, before it is killed.
 LEAVING_S = 30.0
@@ -76,7 +76,7 @@ class Crew:
         logs: folder of `worker-<slot>.log`.
         say: is told what a person should know.
         on_death: called when a worker died without a word, to put back what it held; returns a number that changes
-            when something has been measured.
+            when something has come forward since.
     """
 
     def __init__(

@@ -160,7 +160,8 @@ class _Supervisor:
 
     def _on_death(self) -> int:
         self.put_back(crashed=True)
-        return self._store.count_measurements()
+        # A worker that dies of a trial is no reason to stop: the poison rule ends that trial, then its study.
+        return self._store.count_measurements() + self._store.count_attempts()
 
     def put_back(self, crashed: bool = False) -> None:
         """Put back what workers held that died on this machine; whatever is left is for whoever asks next."""

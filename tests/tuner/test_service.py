@@ -120,6 +120,22 @@ class TestSupervisor:
             assert outcomes in (["crashed", None], [None, "crashed"])
         database.close()
 
+    def test_a_study_that_kills_workers_does_not_stop_the_supervisor(self, sqlite_url: str, tmp_path: Path) -> None:
+        """Nothing is measured, yet each death was in a trial: the poison rule and the study's limit see to that."""
+        submit(tmp_path, sqlite_url)
+        database = Database(sqlite_url)
+        study = Study.open(database, "toy")
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
+        supervisor = service._Supervisor(database, options, print)
+        told = [supervisor._on_death()]
+        for _ in range(3):
+            assert study.claim(new_worker(study, dead())) is not None
+            told.append(supervisor._on_death())
+        assert len(set(told)) == 4
+        assert supervisor._on_death() == told[-1]  # one that died with nothing in hand
+        assert [trial.state for trial in study.search.trials()] == ["failed"]
+        database.close()
+
     def test_who_died_before_the_start_crashed_nothing(
         self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
