@@ -32,7 +32,7 @@ QUIET = (
     "--no-first-run",
 )
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-WAIT_MS = 30_000
+WAIT_MS = 60_000  # a loaded machine takes its time; nothing waits longer than it has to
 
 
 @dataclass
@@ -116,6 +116,7 @@ def served(server: tuple[str, Database]) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     assert CHROMIUM, "expected Chromium on the PATH, got none; install the package chromium"
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield browser
@@ -182,14 +183,14 @@ def test_a_running_trial_appears_without_reload(context: BrowserContext, served:
     page.evaluate("window.sameDocument = true")
 
     claim = served.begin()
-    expect(rows).to_have_count(3, timeout=WAIT_MS)
+    expect(rows).to_have_count(3)
     expect(rows.first).to_contain_text("running")
     served.measure(claim, 0, 0.1234)
-    expect(rows.first).to_contain_text("0.1234", timeout=WAIT_MS)
+    expect(rows.first).to_contain_text("0.1234")
     page.get_by_label("State").select_option("running")
     expect(rows).to_have_count(1)
     served.study.end(claim, "complete")
-    expect(rows).to_have_count(0, timeout=WAIT_MS)
+    expect(rows).to_have_count(0)
     assert page.evaluate("window.sameDocument")
 
 
@@ -207,11 +208,11 @@ def test_the_plots_of_a_run(context: BrowserContext, served: Served) -> None:
     points = page.locator("#learning .scatterlayer .trace").first.locator(".point")
     expect(points).to_have_count(1)
     served.measure(claim, 1, 0.5)
-    expect(points).to_have_count(2, timeout=WAIT_MS)
+    expect(points).to_have_count(2)
     expect(page.locator("#pr")).to_contain_text("step 1;")
     expect(page.locator("#trial")).to_contain_text("running")
     served.study.end(claim, "complete")
-    expect(page.locator("#trial .chip").first).to_have_text("complete", timeout=WAIT_MS)
+    expect(page.locator("#trial .chip").first).to_have_text("complete")
 
 
 def test_links_lead_both_ways(context: BrowserContext, served: Served) -> None:
@@ -240,16 +241,17 @@ def test_the_server_is_away_for_a_while(context: BrowserContext, served: Served)
     page = context.new_page()
     log_in(page, served)
     page.route("**/tuner/api/service", lambda route: route.fulfill(status=503, json={"reason": "storage: away"}))
-    expect(page.get_by_role("alert")).to_have_text("Not up to date: storage: away. Trying again.", timeout=WAIT_MS)
+    expect(page.get_by_role("alert")).to_have_text("Not up to date: storage: away. Trying again.")
     expect(page.locator("#studies")).to_contain_text(served.study.name)  # what was known is still there
     page.unroute("**/tuner/api/service")
-    expect(page.get_by_role("alert")).to_be_hidden(timeout=WAIT_MS)
+    expect(page.get_by_role("alert")).to_be_hidden()
     served.problems.clear()  # the browser tells every 503
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_at_phone_width_nothing_sticks_out(browser: Browser, served: Served, scheme: Any) -> None:
     context = browser.new_context(viewport=PHONE, color_scheme=scheme)
+    context.set_default_timeout(WAIT_MS)
     page = context.new_page()
     page.goto(f"{served.address}/tuner/login")
     pages = [_width(page)]
@@ -260,7 +262,7 @@ def test_at_phone_width_nothing_sticks_out(browser: Browser, served: Served, sch
         (f"{served.path}/trials/1", "#gradients .main-svg"),
     ):
         page.goto(served.address + path)
-        expect(page.locator(ready).first).to_be_visible(timeout=WAIT_MS)
+        expect(page.locator(ready).first).to_be_visible()
         pages.append(_width(page))
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     context.close()
