@@ -113,6 +113,8 @@ def prepare(options: RunOptions) -> tuple[Spec, Manifest, Database]:
         InputError, StorageError.
     """
     spec, trainer = read_spec(options)
+    if options.artifacts:
+        open_artifacts(options.artifacts)  # refused here, also before credentials in it get into a command line
     database = Database(options.storage)
     try:
         check_database(database)  # before data are prepared, which may take long
@@ -265,10 +267,16 @@ def _run(
             fault = error
         watch.close()
         spent = {**crew.time_s, "wall_s": time.monotonic() - started}
-    study.recover()
-    if study.store.get_study(study.id).stop is not None:
+    try:
+        study.recover()
+        stopped = study.store.get_study(study.id).stop is not None
+        summary = summarize(study)
+    except DatabaseUnavailable:
+        if fault is None:
+            raise
+        raise fault from None  # which is what the outage has led to
+    if stopped:
         observer.say(f"study {study.name}: stopped by `tuner stop`")
-    summary = summarize(study)
     write_results(summary, options, spent)
     if fault is not None:
         raise fault

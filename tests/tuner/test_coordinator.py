@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from models.trainer import InputError
-from storage.database import Database, StorageError
+from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Store
 from tests.searches import METRIC, new_worker, work_off
 from tuner import coordinator
@@ -276,3 +276,31 @@ def test_a_folder_that_cannot_be_written_is_one_line(house: House, tmp_path: Pat
     (tmp_path / "flat").write_text("")
     with pytest.raises(InputError, match="expected a folder"):
         coordinator.run(house.options(n_trials=4, runs=str(tmp_path / "flat")), Said())
+
+
+def test_a_run_that_an_outage_ended_says_so_though_the_database_is_still_away(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class GivenUp:
+        devices = ("cpu",)
+        time_s: dict[str, float] = {}  # noqa: RUF012
+
+        def see_through(self, *_: Any) -> int:
+            def away(*_: Any, **__: Any) -> Any:
+                raise DatabaseUnavailable("still away")
+
+            monkeypatch.setattr(Study, "recover", away)
+            raise RunFailed("storage: claim: away")
+
+    monkeypatch.setattr(coordinator, "_crew", lambda *_: GivenUp())
+    with pytest.raises(RunFailed, match="storage: claim: away"):
+        house.again(n_trials=5)
+
+
+def test_credentials_in_the_artifacts_url_get_into_no_command_line(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "_crew", lambda *_: pytest.fail("workers are given the URL as an argument"))
+    with pytest.raises(StorageError, match="expected a URL without credentials") as caught:
+        house.again(n_trials=5, artifacts="s3://key:secret@bucket/x")
+    assert "secret" not in str(caught.value)
