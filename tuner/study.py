@@ -83,7 +83,8 @@ class Study:
 
     @classmethod
     def open(cls, database: Database, name: str) -> Study:
-        """Raises StorageError when there is no such study, InputError when another version of tuner wrote it."""
+        """Raises StorageError when there is no such study, InputError when another version of tuner wrote
+        it or it was deleted in part."""
         row = Store(database).find_study(name)
         if row is None:
             raise StorageError(f"storage: study {name!r} is not in {database!r}; `tuner studies` lists what is")
@@ -96,7 +97,13 @@ class Study:
                 f"study {name!r}: expected a specification of this tuner version, got one of {row.package_version} "
                 f"({where}: {reason['msg']}); use that version"
             ) from error
-        return cls(database, row, spec, Search(database, spec, name))
+        try:
+            return cls(database, row, spec, Search(database, spec, name))
+        except KeyError:
+            raise InputError(
+                f"study {name!r}: expected its trials, got none: its deletion was cut short; "
+                f"repeat `tuner delete --study {name} --yes`"
+            ) from None
 
     def lock(self) -> Any:
         return self.database.exclusive(f"study:{self.id}")
@@ -135,8 +142,8 @@ class Study:
 
     def _open_row(self, worker_id: int, judge_others: bool, grace_s: float) -> StudyRow | None:
         """The study's row, where a trial is left that nobody alive holds; else None."""
+        row = self.store.get_study(self.id)  # first: raises where the study was deleted meanwhile
         trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
-        row = self.store.get_study(self.id)
         over = row.stop is not None or sum(trial.state != "waiting" for trial in trials) >= row.total
         return None if over else row
 

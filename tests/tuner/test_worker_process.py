@@ -190,6 +190,35 @@ class TestQueue:
         assert "expected broken, got KeyError: 'column'" in messages[0]
         assert "got one of 99.0" in messages[1]
 
+    def test_one_whose_deletion_was_cut_short_is_refused(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        queue(database, "doomed", 1)
+        good = queue(database, "good", 1)
+        delete_study(database, "doomed")  # of Optuna's tables; ours are next
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        assert states(good) == {"complete": 1}
+        assert "its deletion was cut short; repeat `tuner delete --study doomed --yes`" in caplog.text
+
+    def test_one_deleted_between_two_trials_is_forgotten(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        doomed, good = queue(database, "doomed", 3), queue(database, "good", 1)
+        rows, end = Store(database).queued_studies(), Study.end
+
+        def deleting(self: Study, *given: Any) -> Any:
+            outcome = end(self, *given)
+            if self.name == "doomed":
+                delete_study(database, "doomed")
+                doomed.store.delete_study(doomed.id)
+            return outcome
+
+        monkeypatch.setattr(Study, "end", deleting)
+        monkeypatch.setattr(Store, "queued_studies", lambda self: rows)
+        Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
+        assert states(good) == {"complete": 1}
+        assert "study_deleted" in [getattr(record, "action", "") for record in caplog.records]
+
     def test_data_are_loaded_only_where_a_trial_is_left(
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
