@@ -300,8 +300,8 @@ def _crew(study: Study, devices: Sequence[str], options: RunOptions, observer: O
         worker = replace(worker, roots=(str(data_path.absolute()),))
         return RayCrew(options.workers, worker, url, logs, observer.say)
 
-    def on_death() -> int:
-        study.recover(crashed=True)
+    def on_death(crashed: bool) -> int:
+        study.recover(crashed=crashed)
         return study.store.count_measurements(study.id)
 
     worker = replace(worker, data_path=str(data_path), data_path_given=options.data is not None)

@@ -18,7 +18,7 @@ import models
 from models.trainer import InputError
 from storage.database import DatabaseUnavailable
 from tuner.worker import WorkerOptions, arguments
-from tuner.worker_process import REFUSED_EXIT
+from tuner.worker_process import INTERRUPTED_EXIT, REFUSED_EXIT
 
 log = logging.getLogger("tuner")
 
@@ -75,13 +75,13 @@ class Crew:
         url: of the database; with its password, so it goes through the environment.
         logs: folder of `worker-<slot>.log`.
         say: is told what a person should know.
-        on_death: called when a worker died without a word, to put back what it held; returns a number that changes
-            when something has come forward since.
+        on_death: called when a worker died without a word, to put back what it held; is told whether it crashed, or
+            left at once when asked twice; returns a number that changes when something has come forward since.
     """
 
     def __init__(
         self, devices: Sequence[str], worker: WorkerOptions, url: str, logs: Path, say: Callable[[str], None],
-        on_death: Callable[[], int],
+        on_death: Callable[[bool], int],
     ) -> None:  # fmt: skip
         self._devices = dict(enumerate(devices))
         self._worker = worker
@@ -207,7 +207,7 @@ class Crew:
         """Note a death without a word; True when a new worker may take its place."""
         log.warning("worker died", extra={"action": "worker_died", "slot": slot, "exit": process.returncode})
         try:
-            n_measured = self._on_death()
+            n_measured = self._on_death(process.returncode != INTERRUPTED_EXIT)
         except DatabaseUnavailable as error:
             log.warning("its trial is left to the next claim: %s", error, extra={"action": "outage"})
             return True

@@ -66,8 +66,8 @@ class _Supervisor:
         try:
             study = retry(lambda: Study.open(database, self._study_name), self._worker.outage_s, "study")
 
-            def on_death() -> int:
-                study.recover(crashed=True)
+            def on_death(crashed: bool) -> int:
+                study.recover(crashed=crashed)
                 return study.store.count_measurements(study.id)
 
             crew = Crew([self._worker.device], self._worker, self._url, self._logs, log.info, on_death)

@@ -158,8 +158,8 @@ class _Supervisor:
         except StorageError as error:  # in the way of no other reason to leave
             log.warning("not put back: %s", error, extra={"action": "outage"})
 
-    def _on_death(self) -> int:
-        self.put_back(crashed=True)
+    def _on_death(self, crashed: bool) -> int:
+        self.put_back(crashed)
         # A worker that dies of a trial is no reason to stop: the poison rule ends that trial, then its study.
         return self._store.count_measurements() + self._store.count_attempts()
 

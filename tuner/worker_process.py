@@ -37,6 +37,7 @@ log = logging.getLogger("tuner")
 
 FAILED_EXIT = 1
 REFUSED_EXIT = 2
+INTERRUPTED_EXIT = 130
 # Idle workers of a service look for work less and less often, down to this.
 LONGEST_POLL_S = 5.0
 # A study that cannot be served here (its data are not at hand, say) is tried again this often.
@@ -301,7 +302,7 @@ def _leave_in_time(server: Server, options: WorkerOptions, stop: threading.Event
 def _stop_on_signals(stop: threading.Event) -> None:
     def handler(_number: int, _frame: object) -> None:
         if stop.is_set():
-            os._exit(130)
+            os._exit(INTERRUPTED_EXIT)
         stop.set()
 
     signal.signal(signal.SIGTERM, handler)

@@ -69,7 +69,7 @@ class Scripts:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.started: list[WorkerOptions] = []
-        self.deaths = 0
+        self.deaths = self.crashes = 0
         self.said: list[str] = []
         self.measured: Callable[[], int] = lambda: 0
         self._monkeypatch = monkeypatch
@@ -88,8 +88,9 @@ class Scripts:
             ["cpu"] * min(2, len(scripts)), worker, "sqlite:///x.db", self.folder, self.said.append, self.died
         )
 
-    def died(self) -> int:
+    def died(self, crashed: bool) -> int:
         self.deaths += 1
+        self.crashes += crashed
         return self.measured()
 
 
@@ -116,6 +117,11 @@ class TestCrew:
         assert scripts(OK, "kill -9 $$", "exit 1", OK).see_through() == 0
         assert len(scripts.started) == 4
         assert scripts.deaths == 2
+
+    def test_one_that_was_told_twice_to_stop_has_not_crashed(self, scripts: Scripts) -> None:
+        """Whoever signals the workers too (a service manager does) must not end their trials as poison."""
+        assert scripts(OK, "exit 130", "kill -9 $$", OK).see_through() == 0
+        assert (scripts.deaths, scripts.crashes) == (2, 1)
 
     def test_those_that_keep_dying_are_not(self, scripts: Scripts) -> None:
         with pytest.raises(RunFailed, match=r"keep dying \(exit 7\); see .*logs"):
@@ -184,4 +190,4 @@ class TestCrew:
         (tmp_path / "flat").write_text("")
         options: Any = WorkerOptions("", "runs", "cache")
         with pytest.raises(InputError, match="expected a folder to write to"):
-            Crew(["cpu"], options, "sqlite:///x.db", tmp_path / "flat" / "logs", print, lambda: 0)
+            Crew(["cpu"], options, "sqlite:///x.db", tmp_path / "flat" / "logs", print, lambda _: 0)

@@ -127,12 +127,12 @@ class TestSupervisor:
         study = Study.open(database, "toy")
         options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
         supervisor = service._Supervisor(database, options, print)
-        told = [supervisor._on_death()]
+        told = [supervisor._on_death(True)]
         for _ in range(3):
             assert study.claim(new_worker(study, dead())) is not None
-            told.append(supervisor._on_death())
+            told.append(supervisor._on_death(True))
         assert len(set(told)) == 4
-        assert supervisor._on_death() == told[-1]  # one that died with nothing in hand
+        assert supervisor._on_death(True) == told[-1]  # one that died with nothing in hand
         assert [trial.state for trial in study.search.trials()] == ["failed"]
         database.close()
 
