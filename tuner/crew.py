@@ -219,7 +219,9 @@ class Crew:
 def _ending(process: subprocess.Popen[bytes]) -> Mapping[str, Any] | None:
     """The last line a worker printed; None when it died without one."""
     with process:  # closes its pipes
-        output = process.stdout.read() if process.stdout else b""
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)  # its own children may live on and hold the pipe open
+        output = process.stdout.read() or b""
     lines = output.decode(errors="replace").strip().splitlines()
     try:
         return json.loads(lines[-1]) if lines else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -151,6 +152,12 @@ class TestCrew:
         later = """cat; echo '{"reason": "something else"}'; exit 2"""
         with pytest.raises(RunFailed, match="three failed"):
             scripts(failed, later).see_through()
+
+    def test_a_child_that_outlives_its_worker_holds_nobody_up(self, scripts: Scripts) -> None:
+        crew = scripts(f"sleep 60 & echo $! >&2; {OK}")
+        crew.see_through()
+        os.kill(int((scripts.folder / "worker-0.log").read_text()), signal.SIGKILL)  # it lives still
+        assert crew.time_s["serve_s"] == 2.0
 
     def test_the_time_is_up(self, scripts: Scripts) -> None:
         assert scripts(f"cat; {OK}", f"cat; {OK}").see_through(timeout_s=0.05) == 0
