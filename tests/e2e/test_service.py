@@ -214,7 +214,7 @@ def test_a_database_of_the_first_release_is_upgraded_and_served(service: Service
 
 
 def test_a_study_is_stopped_at_once_then_drained(service: Service) -> None:
-    long, short = {"n_steps": 50}, {"n_steps": 4}
+    long, short = {"n_steps": 70}, {"n_steps": 4}
     study = {
         "config": {"x": 0.5, "y": 0.5, "step_s": 0.25},
         "arms": {"a": long, "b": long, "c": short, "d": short, "e": short, "f": short},
@@ -222,12 +222,12 @@ def test_a_study_is_stopped_at_once_then_drained(service: Service) -> None:
     service.submit("stopped", 6, **study)
     machine = service.machine("one")
     machine.start(2)
-    service.wait_for_count("stopped", 4)
-    status = json.loads(machine.tuner("status", "--format", "json"))
-    assert '"stopped"' in json.dumps(status)
+    service.wait(lambda: len(service.held("stopped")) == 2, "two trials")
     machine.tuner("stop", "--study", "stopped", "--now")
     service.wait(lambda: not service.held("stopped"), "that they are put back")
     assert [attempt.outcome for attempt in service.attempts("stopped")] == ["stopped"] * 2
+    status = json.loads(machine.tuner("status", "--format", "json"))
+    assert '"stopped"' in json.dumps(status)
 
     service.submit("stopped", 6, **study)
     service.wait(lambda: len(service.held("stopped")) == 2, "two trials")
