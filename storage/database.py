@@ -76,7 +76,8 @@ def mask(url: str | URL) -> str:
         return "<malformed URL>"
     if "password" in parsed.query:
         parsed = parsed.update_query_dict({"password": "***"})
-    return parsed.render_as_string(hide_password=True)
+    text = parsed.set(drivername=parsed.get_backend_name()).render_as_string(hide_password=True)
+    return text.replace("%2A%2A%2A", "***")
 
 
 def parse_url(url: str) -> URL:
@@ -244,7 +245,7 @@ class Database:
         self._lock_connection: sa.Connection | None = None
 
     def __repr__(self) -> str:
-        return f"Database({mask(self.url)})"
+        return mask(self.url)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -35,7 +35,7 @@ def check_database(database: Database) -> bool:
 
 
 def open_database(url: str, read_only: bool = True) -> Database:
-    """A database that `tuner run` has made.
+    """A database with our tables.
 
     Raises:
         StorageError: there is none at `url`, or it is not ours; nothing is created.
@@ -45,12 +45,12 @@ def open_database(url: str, read_only: bool = True) -> Database:
         if not database.exists():
             raise StorageError(
                 f"storage: {database!r}: expected a database, got no such file; "
-                "`tuner run` makes it, or name another with --storage"
+                "`tuner run` or `tuner db upgrade` makes it, or name another with --storage"
             )
         if not check_database(database):
             raise StorageError(
-                f"storage: {database!r}: expected the tables of `tuner run`, got none; "
-                "run a study first, or name another database with --storage"
+                f"storage: {database!r}: expected our tables, got none; `tuner db upgrade` or the first "
+                "`tuner run` makes them, or name another database with --storage"
             )
     except BaseException:
         database.close()

@@ -241,12 +241,8 @@ def _run(
         )
     trials = study.recover()
     n_failed = sum(trial.state == "failed" for trial in trials)
-    row = study.store.get_study(study.id)
+    tell_of_lower_total(study, options, observer)
     wanted = options.n_trials or study.spec.n_trials
-    if options.n_trials is not None and wanted < row.n_trials:
-        observer.say(
-            f"n-trials: the study's total is {row.n_trials} already and is never lowered (asked for {wanted})"
-        )
     study.store.start_study(study.id, wanted, n_failed if options.retry_failed else 0)
     total = study.store.get_study(study.id).total
     n_ended = sum(trial.ended for trial in trials)
@@ -281,6 +277,14 @@ def _run(
     if fault is not None:
         raise fault
     return summary, code
+
+
+def tell_of_lower_total(study: Study, options: RunOptions, observer: Observer) -> None:
+    total = study.store.get_study(study.id).n_trials
+    if options.n_trials is not None and options.n_trials < total:
+        observer.say(
+            f"n-trials: the study's total is {total} already and is never lowered (asked for {options.n_trials})"
+        )
 
 
 def _crew(study: Study, devices: Sequence[str], options: RunOptions, observer: Observer) -> Crew | RayCrew:

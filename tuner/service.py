@@ -14,11 +14,11 @@ from pathlib import Path
 
 from models.trainer import InputError
 from storage.artifacts import open_artifacts
-from storage.database import Database, DatabaseUnavailable, StorageError
+from storage.database import Database, DatabaseUnavailable, StorageError, retry
 from storage.leases import GRACE_S, RENEW_EVERY_S
 from storage.runs import Store, StudyRow
 from tuner.catalog import find_name, open_database
-from tuner.coordinator import Observer, RunOptions, open_study, prepare
+from tuner.coordinator import Observer, RunOptions, open_study, prepare, tell_of_lower_total
 from tuner.crew import Crew, choose_devices
 from tuner.notify import Notifier
 from tuner.study import Study
@@ -27,6 +27,8 @@ from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
 log = logging.getLogger("tuner")
 
 CHECK_EVERY_S = 30.0
+# A database that restarts while a supervisor starts is waited for this long.
+START_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def submit(options: RunOptions, observer: Observer) -> StudyRow:
     try:
         observer.say(f"data: {manifest.source}")
         study = open_study(spec, manifest, options, database)
+        tell_of_lower_total(study, options, observer)
         study.store.start_study(study.id, options.n_trials or spec.n_trials, 0)
         study.store.queue_study(study.id)
         return study.store.get_study(study.id)
@@ -97,10 +100,10 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
     devices = choose_devices(options.devices, options.workers)
     if options.artifacts:
         open_artifacts(options.artifacts)
-    elif not options.storage.startswith("sqlite"):
-        say("no artifact store (--artifacts): a trial that moves to another machine begins again there")
-    database = open_database(options.storage, read_only=False)
+    patience_s = min(options.outage_s, START_PATIENCE_S)
+    database = retry(lambda: open_database(options.storage, read_only=False), patience_s, "database")
     try:
+        _warn(database, options, say)
         supervisor = _Supervisor(database, options, say)
         crew = supervisor.crew(devices)
         url = database.url.render_as_string(hide_password=False)
@@ -116,6 +119,19 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
             supervisor.close()
     finally:
         database.close()
+
+
+def _warn(database: Database, options: ServiceOptions, say: Callable[[str], None]) -> None:
+    """Say what is no fault, and yet may not be what was meant."""
+    if not options.artifacts and not database.is_sqlite:
+        say("no artifact store (--artifacts): a trial that moves to another machine begins again there")
+    for root in options.roots:
+        if not Path(root).exists():
+            say(f"--data {root}: no such folder; studies of real data are not served without theirs")
+    stored = [row.name for row in Store(database).studies()]
+    for name in set(options.studies) - set(stored):
+        there = f"there is {', '.join(stored)}" if stored else "there is none yet"
+        say(f"--study {name}: not in the database ({there}); waiting for it")
 
 
 class _Supervisor:

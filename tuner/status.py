@@ -45,7 +45,8 @@ class StudyStatus:
             `stopped`; `done` (its total has ended); `idle` (budget left, but neither run nor queued).
         running, waiting: begun trials in the hands of a living worker, and the others.
         place: in the queue, from 1; None: not in it.
-        trials_per_hour: ended in the last hour (or since the first began, if that is less); None before the first.
+        trials_per_hour: ended in the last hour (or since the first began, if that is less); None before the first,
+            and while nothing runs.
         remaining_s: to the total at that pace; None where nothing runs or ends.
     """
 
@@ -112,7 +113,7 @@ def _is_queued(progress: StudyProgress) -> bool:
 def _study(progress: StudyProgress, running: int, place: int | None, now: float) -> StudyStatus:
     state = _state(progress, running, place)
     pace = None
-    if progress.first_started_at is not None and progress.n_ended:
+    if running and progress.first_started_at is not None and progress.n_ended:
         hours = min(3600.0, max(1.0, now - progress.first_started_at)) / 3600.0
         pace = progress.ended_last_hour / hours
     left = progress.row.total - progress.n_ended
@@ -196,7 +197,7 @@ def _headline(status: ServiceStatus) -> str:
     n_stale = sum(worker.state == "stale" and worker.holding is not None for worker in status.workers)
     stale = f" (and {n_stale} stale with a trial in hand)" if n_stale else ""
     left = sum(study.left for study in status.queue)
-    queue = f"{len(status.queue)} ({left} trials to go)" if status.queue else "0"
+    queue = f"{len(status.queue)} ({left} {'trial' if left == 1 else 'trials'} to go)" if status.queue else "0"
     return (
         f"{status.database}  {clock(status.now)}\n"
         f"workers alive: {states.count('alive')}{stale}; studies in the queue: {queue}"
@@ -216,7 +217,7 @@ _STUDY_COLUMNS = {
     "failed": 2, "trials/h": 1, "to go": 0, "measured": 3,
 }  # fmt: skip
 _WORKER_COLUMNS = {
-    "worker": 1, "host": 0, "pid": 3, "device": 0, "lease": 0, "study": 0, "trial": 0, "attempt": 5, "arm": 4,
+    "worker": 1, "host": 0, "pid": 3, "device": 0, "lease age": 0, "study": 0, "trial": 0, "attempt": 5, "arm": 4,
     "epoch": 0, "measured": 2,
 }  # fmt: skip
 
@@ -238,7 +239,7 @@ def _worker_cells(worker: WorkerStatus, now: float) -> dict[str, Any]:
     row, holding = worker.row, worker.holding
     cells = {
         "worker": row.id, "host": row.identity.host, "pid": row.identity.pid, "device": row.device,
-        "lease": ("stale, " if worker.state == "stale" else "") + duration(row.age_s),
+        "lease age": ("stale, " if worker.state == "stale" else "") + duration(row.age_s),
     }  # fmt: skip
     if holding is None:
         return {**cells, "study": "idle"}

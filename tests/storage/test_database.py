@@ -71,7 +71,7 @@ def test_passwords_are_masked(url: str) -> None:
 
 
 def test_the_name_of_a_database_hides_its_password() -> None:
-    assert repr(Database("postgresql://u:secret@h/n")) == "Database(postgresql+psycopg://u:***@h/n)"
+    assert repr(Database("postgresql://u:secret@h/n")) == "postgresql://u:***@h/n"
 
 
 class TestUnreachable:

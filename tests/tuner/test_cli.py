@@ -337,7 +337,7 @@ def test_a_database_without_our_tables(tuner: Tuner, tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
     code, _, err = tuner(tmp_path, "studies", "--storage", "sqlite:///other.db")
     assert code == 2
-    assert "expected the tables of `tuner run`" in err
+    assert "expected our tables, got none; `tuner db upgrade`" in err
 
 
 # --- show, best, studies -------------------------------------------------------------------------------------

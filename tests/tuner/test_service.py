@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.trainer import InputError
-from storage.database import Database, StorageError
+from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Store, StudyRow
 from tests.searches import dead, elsewhere, new_worker
 from tests.tuner.toy_study import write_spec
@@ -62,6 +62,13 @@ class TestSubmit:
         again = submit(tmp_path, sqlite_url, n_trials=9)
         assert (again.total, again.queued_at) == (9, first.queued_at)
         assert submit(tmp_path, sqlite_url, n_trials=3).total == 9
+
+    def test_a_lower_budget_is_told(self, sqlite_url: str, tmp_path: Path) -> None:
+        submit(tmp_path, sqlite_url, n_trials=5)
+        said = Said()
+        options = RunOptions(str(write_spec(tmp_path)), storage=sqlite_url, runs=str(tmp_path / "runs"), n_trials=3)
+        assert service.submit(options, said).total == 5
+        assert "n-trials: the study's total is 5 already and is never lowered (asked for 3)" in said.lines
 
     def test_another_specification_is_refused(self, sqlite_url: str, tmp_path: Path) -> None:
         before = submit(tmp_path, sqlite_url)
@@ -195,6 +202,37 @@ class TestSupervisor:
         options = service.ServiceOptions(storage=f"sqlite:///{tmp_path}/no.db", devices="cpu")
         with pytest.raises(StorageError, match="expected a database, got no such file"):
             service.serve(options, print)
+
+    def test_what_may_not_have_been_meant_is_said(self, sqlite_url: str, tmp_path: Path) -> None:
+        submit(tmp_path, sqlite_url)
+        database = Database(sqlite_url)
+        options = service.ServiceOptions(
+            storage=sqlite_url, studies=("toy", "tyo"), roots=(str(tmp_path), str(tmp_path / "gone"))
+        )
+        said: list[str] = []
+        service._warn(database, options, said.append)
+        assert said == [
+            f"--data {tmp_path / 'gone'}: no such folder; studies of real data are not served without theirs",
+            "--study tyo: not in the database (there is toy); waiting for it",
+        ]
+        database.close()
+
+    def test_a_database_that_restarts_meanwhile_is_waited_for(
+        self, sqlite_with_tables_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened, away = service.open_database, [True, True, False]
+
+        def sometimes(*args: Any, **kwargs: Any) -> Database:
+            if away.pop(0):
+                raise DatabaseUnavailable("storage: starting up")
+            return opened(*args, **kwargs)
+
+        monkeypatch.setattr(service, "open_database", sometimes)
+        monkeypatch.setattr("storage.database.time.sleep", lambda _s: None)
+        monkeypatch.setattr(service.Crew, "see_through", lambda *_: 0)
+        options = service.ServiceOptions(sqlite_with_tables_url, devices="cpu", runs=str(tmp_path / "runs"))
+        service.serve(options, print)
+        assert not away
 
     def test_an_artifact_store_that_is_none_is_refused_at_once(self, sqlite_with_tables_url: str) -> None:
         options = service.ServiceOptions(storage=sqlite_with_tables_url, devices="cpu", artifacts="ftp://x/y")

@@ -174,7 +174,7 @@ def test_no_password_is_shown(service: ServiceStatus, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Store, "holdings", lambda _: {})
     monkeypatch.setattr(status, "database_time", lambda _: 0.0)
     found = status.read(SimpleNamespace(url=url, is_sqlite=False))  # type: ignore[arg-type]
-    assert found.database == "postgresql+psycopg://ann:***@db/tuner"
+    assert found.database == "postgresql://ann:***@db/tuner"
 
 
 def test_a_wide_terminal_shows_every_column(service: ServiceStatus) -> None:
@@ -200,7 +200,7 @@ def test_what_matters_fits_every_terminal(service: ServiceStatus, width: int) ->
     assert "2/10" in studies
     headers = workers_shown.splitlines()[0].split()
     assert headers[-2:] == ["trial", "epoch"] or "measured" in headers
-    assert {"host", "device", "lease", "study"} <= set(headers)
+    assert {"host", "device", "lease", "age", "study"} <= set(headers)
     assert "cuda:…" not in text
     assert "cpu" in workers_shown
     assert "stale, 11.0 min" in workers_shown
