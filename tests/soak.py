@@ -62,6 +62,7 @@ class Soak:
             self._strike()
         service.wait_for_end(STUDY, self._total)
         for machine in self._machines:
+            service.wait(lambda machine=machine: "serving" in machine.last_said, "that it serves")
             machine.stop()
         service.check_whole(STUDY, self._total, trained_once=False)
         self._report(time.monotonic() - started)
@@ -96,6 +97,8 @@ class Soak:
             machine.kill()
             self._start(machine)
         else:
+            # Before it serves anything a signal simply ends it.
+            self._service.wait(lambda: "serving" in machine.last_said, "that it serves")
             machine.stop()
             self._start(machine)
         self.happened[event] += 1
