@@ -94,6 +94,7 @@ class Worker:
         self.steady = steady
         self.uploads = uploads
         self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
+        self._away_since: float | None = None  # the database, on the monotonic clock
         self._held: tuple[Claim, RunUploads | None] | None = None
 
     def serve(self) -> None:
@@ -249,10 +250,14 @@ class Worker:
         reporter.add(measurement)
         try:
             recorded = reporter.flush()
+            self._away_since = None
             if self.study.search.should_prune(claim.trial, recorded.n_ended):
                 return "pruned"
             return "stopped" if recorded.stop == "now" else None
         except DatabaseUnavailable as error:
+            self._away_since = self._away_since or time.monotonic()
+            if time.monotonic() - self._away_since > self.options.outage_s:
+                raise  # its checkpoint and its file have everything
             log.warning("database away, training goes on: %s", error, extra={"action": "outage"})
             return None
 

@@ -377,6 +377,28 @@ class TestOutage:
         assert list(study.search.study.trials[0].intermediate_values) == list(range(7))
         assert states(study) == ["complete"]
 
+    def test_away_for_too_long_stops_the_worker_in_the_midst_of_a_trial(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = {"x": 0.5, "n_steps": 400, "step_s": 0.02}
+        study = make_study(database, make_spec(n_trials=1, **{**ONE_ARM, "config": config}))
+        away = [True]
+        self.away(monkeypatch, Store, "record", lambda: away[0])
+        trainer = Watched()
+        worker = make_worker(study, tmp_path, trainer)
+        worker.options = replace(worker.options, outage_s=0.1)
+        with pytest.raises(DatabaseUnavailable):
+            worker.serve()
+        n_trained = len(trainer.trained)
+        assert 2 < n_trained < 400
+        study.store.end_worker(worker.worker_id)
+        away[0] = False
+        trainer.at = lambda step, _m: other.stop.set() if step > n_trained else None
+        other = make_worker(Study.open(database, "toy"), tmp_path, trainer)
+        other.serve()
+        assert steps(study) == list(range(n_trained + 2))  # and nothing was trained twice
+        assert [step for _, step in trainer.trained] == list(range(n_trained + 2))
+
     def test_away_at_the_end_too(self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("storage.database.time.sleep", lambda _s: None)
         study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
