@@ -30,7 +30,7 @@ test: install system
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadgroup
 
 soak: install system
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.soak
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -W ignore -m tests.soak
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from storage.database import Database, StorageError, Unavailable, retry
-from storage.runs import Holding, Store, StudyProgress
+from storage.runs import Holding, Store, StudyProgress, StudyRow
 from tuner.formats import duration
 from tuner.spec import NotifyEvent, NotifySpec
 from tuner.study import MAX_BARREN_CRASHES
@@ -223,6 +224,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 _opener = urllib.request.build_opener(_NoRedirect)
+
+
+def _spec_of(row: StudyRow) -> NotifySpec | None:
+    told = json.loads(row.spec).get("notify")
+    try:
+        return NotifySpec.model_validate(told) if told else None
+    except ValidationError:
+        return None  # of another version of tuner, whose supervisors tell
 
 
 def _post(spec: NotifySpec, message: Mapping[str, Any]) -> None:

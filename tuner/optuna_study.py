@@ -106,6 +106,15 @@ class Search:
         self._pruner = build_pruner(spec.pruner)
         self._arm_studies: dict[str, optuna.Study] = {}
 
+    @contextmanager
+    def without_patience(self) -> Iterator[None]:
+        """Within it nothing is tried again: DatabaseUnavailable is raised at once."""
+        patience_s, self.storage.patience_s = self.storage.patience_s, 0.0
+        try:
+            yield
+        finally:
+            self.storage.patience_s = patience_s
+
     def arm_of(self, number: int) -> str:
         return self.arms[number % len(self.arms)]
 

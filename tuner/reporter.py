@@ -148,11 +148,12 @@ class Reporter:
         """
         study, claim = self._study, self._claim
         if self._superseded_after is not None:
-            # Optuna's first: killed in between, what is left of ours tells the next attempt what to do.
-            if not study.store.is_current(study.id, claim.number, claim.attempt):
-                raise Fenced(f"trial {claim.number}: attempt {claim.attempt} is no longer the current one")
-            study.search.forget(claim.trial, self._superseded_after)
-            study.store.supersede(study.id, claim.number, claim.attempt, self._superseded_after)
+            with study.lock():  # nobody claims the trial between the look and what follows
+                if not study.store.is_current(study.id, claim.number, claim.attempt):
+                    raise Fenced(f"trial {claim.number}: attempt {claim.attempt} is no longer the current one")
+                # Optuna's first: killed in between, what is left of ours tells the next attempt what to do.
+                study.search.forget(claim.trial, self._superseded_after)
+                study.store.supersede(study.id, claim.number, claim.attempt, self._superseded_after)
             self._superseded_after = None
         recorded = study.store.record(study.id, claim.number, claim.attempt, self._unstored, self._curves)
         self._unstored.clear()

@@ -164,8 +164,8 @@ class _Supervisor:
         self._next_check = now + CHECK_EVERY_S
         try:
             self._notifier.check()
-        except DatabaseUnavailable as error:
-            log.warning("database away: %s", error, extra={"action": "outage"})
+        except StorageError as error:  # in nobody's way
+            log.warning("notifications not looked for: %s", error, extra={"action": "outage"})
 
     def close(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ OUTAGE_S = 900.0
 STOP_GRACE_S = 100.0
 UPLOAD_EVERY_S = 30.0
 IDLE_POLL_S = 0.5
+# Between two tries to reach the database while a trial trains.
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Worker:
         self.steady = steady
         self.uploads = uploads
         self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
-        self._away_since: float | None = None  # the database, on the monotonic clock
+        self._outage = _Outage()
         self._held: tuple[Claim, RunUploads | None] | None = None
 
     def serve(self) -> None:
@@ -209,6 +212,7 @@ class Worker:
     def _measure(
         self, claim: Claim, measurements: Iterator[Measurement], reporter: Reporter, uploads: RunUploads | None
     ) -> str:
+        self._outage.end()
         try:
             for measurement in self._timed(measurements):
                 verdict = self._reported(reporter, claim, measurement)
@@ -248,18 +252,20 @@ class Worker:
         except (TypeError, ValueError) as error:
             raise FloatingPointError(f"step {measurement.step}: curves: {error}") from error
         reporter.add(measurement)
+        if self._outage.is_waiting:
+            return None
+        began = time.monotonic()
         try:
-            recorded = reporter.flush()
-            self._away_since = None
-            if self.study.search.should_prune(claim.trial, recorded.n_ended):
-                return "pruned"
-            return "stopped" if recorded.stop == "now" else None
+            with self.study.search.without_patience():  # training waits for nobody
+                recorded = reporter.flush()
+                prune = self.study.search.should_prune(claim.trial, recorded.n_ended)
         except DatabaseUnavailable as error:
-            self._away_since = self._away_since or time.monotonic()
-            if time.monotonic() - self._away_since > self.options.outage_s:
+            if self._outage.lasted_s(began) > self.options.outage_s:
                 raise  # its checkpoint and its file have everything
             log.warning("database away, training goes on: %s", error, extra={"action": "outage"})
             return None
+        self._outage.end()
+        return "pruned" if prune else "stopped" if recorded.stop == "now" else None
 
     def _config(self, claim: Claim) -> dict[str, Any]:
         """The run's config: sampled once, recorded whole, the same at every later attempt."""
@@ -278,6 +284,32 @@ class Worker:
 
     def _patiently(self, call: Callable[[], T], what: str) -> T:
         return retry(call, self.options.outage_s, what)
+
+
+class _Outage:
+    """Since when the database has been away, and when it is worth asking again: with back-off and jitter, and never
+    for more than a third of the time, as a network that was cut answers late or not at all."""
+
+    def __init__(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._since: float | None = None
+        self._delay_s = 0.0
+        self._next_try = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is too early to ask again."""
+        return time.monotonic() < self._next_try
+
+    def lasted_s(self, began: float) -> float:
+        """Note a failed try that began at this monotonic time; how long it has been away by now."""
+        now = time.monotonic()
+        self._since = self._since or began
+        self._delay_s = min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self._delay_s, 2 * (now - began)))
+        self._next_try = now + self._delay_s * random.uniform(0.5, 1.0)
+        return now - self._since
 
 
 def reason_of(error: BaseException) -> str:

@@ -377,6 +377,48 @@ class TestOutage:
         assert list(study.search.study.trials[0].intermediate_values) == list(range(7))
         assert states(study) == ["complete"]
 
+    def test_what_is_away_is_asked_less_and_less_often(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = make_study(database, make_spec(n_trials=1, **{**ONE_ARM, "config": {"x": 0.5, "n_steps": 60}}))
+        clock = [0.0]
+        monkeypatch.setattr("tuner.worker.time.monotonic", lambda: clock[0])
+
+        def at(_step: int, _metrics: dict[str, float]) -> None:
+            clock[0] += 1.0  # a step takes a second, a try that fails three
+
+        def record(*_: Any) -> Any:
+            tried.append(clock[0])
+            if clock[0] < 40:
+                clock[0] += 3.0
+                raise DatabaseUnavailable("away")
+            return original(*_)
+
+        original, tried = Store.record, []
+        monkeypatch.setattr(Store, "record", record)
+        trainer = Watched(at)
+        make_worker(study, tmp_path, trainer).serve()
+        assert [step for _, step in trainer.trained] == list(range(60))
+        assert steps(study) == list(range(60))
+        assert 3 <= sum(moment < 40 for moment in tried) <= 6
+        assert sum(moment > 40 for moment in tried) > 10  # and again at every step when it is back
+
+    def test_training_does_not_wait_for_optunas_storage(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
+        patience: list[float] = []
+        report = study.search.report
+
+        def watched(*args: Any) -> None:
+            patience.append(study.search.storage.patience_s)
+            report(*args)
+
+        monkeypatch.setattr(study.search, "report", watched)
+        make_worker(study, tmp_path, Watched()).serve()
+        assert set(patience) == {0.0}
+        assert study.search.storage.patience_s > 0
+
     def test_away_for_too_long_stops_the_worker_in_the_midst_of_a_trial(
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
