@@ -433,6 +433,16 @@ def test_the_database_away_is_the_callers_to_know(
     assert webhook.got == []
 
 
+def test_a_section_of_another_version_is_passed_over(
+    sqlite: Database, webhook: Webhook, finished: StudyRow
+) -> None:
+    spec = json.loads(finished.spec)
+    spec["notify"] = {**spec["notify"], "of_later": True}
+    Store(sqlite).update_study(finished.id, json.dumps(spec), "99", finished.data)
+    told(sqlite)
+    assert webhook.got == []
+
+
 def test_a_study_deleted_meanwhile_is_passed_over(
     sqlite: Database, webhook: Webhook, finished: StudyRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
