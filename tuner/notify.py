@@ -85,9 +85,9 @@ class Notifier:
     def _due(self) -> Iterator[tuple[StudyProgress, NotifySpec, Notice]]:
         """What this process has the right to tell now."""
         watched = {
-            row.id: NotifySpec.model_validate(told)
+            row.id: spec
             for row in self._store.studies()
-            if (self._names is None or row.name in self._names) and (told := json.loads(row.spec).get("notify"))
+            if (self._names is None or row.name in self._names) and (spec := _spec_of(row)) is not None
         }
         if not watched:
             return
