@@ -18,6 +18,7 @@ import click
 
 from tuner.options import (
     artifacts_option,
+    database_url,
     machine_options,
     name_option,
     option,
@@ -257,10 +258,6 @@ def dashboard(storage: str | None, runs: str, host: str, port: int, allow_edit: 
         allow_edit, os.environ.get("TUNER_DASHBOARD_PASSWORD"),
     )  # fmt: skip
     return 0
-
-
-def database_url(storage: str | None, runs: str) -> str:
-    return storage or f"sqlite:///{runs}/tuner.db"
 
 
 def heed_signals() -> None:

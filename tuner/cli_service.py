@@ -12,6 +12,7 @@ from tuner.cli_manifest import manifest
 from tuner.options import (
     artifacts_option,
     data_option,
+    database_url,
     machine_options,
     name_option,
     option,
@@ -28,10 +29,6 @@ from tuner.options import (
 def register(cli: click.Group) -> None:
     for command in (submit, worker, status, stop, logs, manifest, db):
         cli.add_command(command)
-
-
-def database_url(storage: str | None, runs: str) -> str:
-    return storage or f"sqlite:///{runs}/tuner.db"
 
 
 @click.command()

@@ -50,6 +50,13 @@ storage_option = option(
     "--storage", env="STORAGE", metavar="URL",
     help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.  [default: sqlite:///RUNS/tuner.db]",
 )  # fmt: skip
+
+
+def database_url(storage: str | None, runs: str) -> str:
+    """What `--storage` said, else the SQLite file in the folder of runs."""
+    return storage or f"sqlite:///{runs}/tuner.db"
+
+
 set_option = option(
     "--set", "overrides", env="SET", multiple=True, type=Override(), metavar="KEY=VALUE",
     help="Change one value of the YAML, by dotted key; may be repeated (in the variable: divided by ;).",
