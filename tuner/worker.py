@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import re
 import sys
 import threading
 import time
@@ -36,6 +37,10 @@ UPLOAD_EVERY_S = 30.0
 IDLE_POLL_S = 0.5
 # Between two tries to reach the database while a trial trains.
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0
+
+
+class DeviceFault(Exception):
+    """The device failed under a trial: nothing works on it any more in this process, but in a new one it may."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,13 @@ class Worker:
         self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
         self._outage = _Outage()
         self._held: tuple[Claim, RunUploads | None] | None = None
+        self._fault: str | None = None  # of the device
 
     def serve(self) -> None:
         """Take trials until every trial of the study's total has ended, the study or this worker is stopped.
 
         Raises:
-            TooManyFailures, DiskError, StorageError.
+            TooManyFailures, DiskError, DeviceFault, StorageError.
         """
         while not self.stop.is_set():
             if self.work():
@@ -130,6 +136,8 @@ class Worker:
                 log.warning("trial lost to another worker: %s", fenced, extra={"action": "fenced"})
             finally:
                 self._held = None
+            if self._fault is not None:
+                raise DeviceFault(self._fault)
         return True
 
     def abandon(self) -> None:
@@ -182,6 +190,7 @@ class Worker:
         except Exception as error:
             log.error("trial failed", exc_info=error, extra={"action": "fail"})
             self._patiently(reporter.flush, "measurements")
+            self._fault = reason_of(error) if _is_device_fault(error) else None
             return "failed", reason_of(error)
 
     def _uploading(self, claim: Claim, directory: Path) -> Any:
@@ -316,6 +325,13 @@ def reason_of(error: BaseException) -> str:
     """One line for the table: the kind of error and its first line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _is_device_fault(error: BaseException) -> bool:
+    """Whether CUDA has failed for the rest of the process, as after a failed assertion in a kernel; memory that ran
+    out is not meant."""
+    sticky = re.search(r"CUDA error|cuDNN error|CUBLAS_STATUS", str(error))
+    return type(error).__name__ == "AcceleratorError" or sticky is not None
 
 
 def arguments(options: WorkerOptions) -> list[str]:

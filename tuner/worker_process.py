@@ -31,7 +31,7 @@ from storage.runs import Store, StudyRow
 from tuner import logs
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
-from tuner.worker import IDLE_POLL_S, Worker, WorkerOptions, reason_of
+from tuner.worker import IDLE_POLL_S, DeviceFault, Worker, WorkerOptions, reason_of
 
 log = logging.getLogger("tuner")
 
@@ -337,6 +337,9 @@ def main() -> int:
     code = 0
     try:
         ending |= serve(options, os.environ["TUNER_STORAGE"], stop)
+    except DeviceFault as error:
+        log.error("worker leaves its place to a new process: %s", error, extra={"action": "device_fault"})
+        return FAILED_EXIT  # without a word: its supervisor starts another
     except (TooManyFailures, Unavailable) as error:  # neither is anybody's bad input
         ending["reason"], code = str(error), FAILED_EXIT
         log.error("worker stops: %s", error, extra={"action": "failed"})

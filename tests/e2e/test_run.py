@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,22 @@ class Runs:
         )  # fmt: skip
         self.processes.append(process)
         return process
+
+    def tuner(self, *arguments: str) -> str:
+        """Another command, seen to its end."""
+        command = [sys.executable, "-m", "tuner", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def finish(self, process: subprocess.Popen[bytes], code: int = 0) -> str:
         output = process.communicate(timeout=PATIENCE_S)[0].decode()
@@ -237,6 +254,32 @@ def test_the_coordinator_killed_then_everything_killed(runs: Runs) -> None:
     assert "never lowered" in output
     assert "nothing is to do" in output
     runs.check_whole(13)
+
+
+def test_in_the_background_and_alone(runs: Runs) -> None:
+    runs.write_spec(config={"x": 0.5, "y": 0.5, "n_steps": 6, "step_s": 0.3}, n_trials=50)
+    output = runs.run("--workers", "1", "--detach")
+    pid = int(re.findall(r"process (\d+)", output)[0])
+    background = psutil.Process(pid)
+    try:
+        told = runs.run("--workers", "1", code=2)
+        assert f"expected no other run of this study, got process {pid} at it" in told
+        assert f"got process {pid} at it" in runs.run("--workers", "1", "--detach", code=2)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(runs.trained()) < 2:
+            assert time.monotonic() < deadline, "nothing is trained"
+            time.sleep(0.05)
+        said = runs.tuner("logs", "--study", "toy", "--runs", str(runs.folder / "runs"))
+        assert "action=claim study=toy trial=0" in said
+        assert "0 of 50 trials ended" in said
+        runs.tuner("stop", "--study", "toy", "--now", "--storage", runs.url)
+        background.wait(timeout=PATIENCE_S)
+    finally:
+        if background.is_running():
+            background.terminate()
+    assert runs.states()["running"] == 0
+    said = runs.tuner("logs", "--study", "toy", "--runs", str(runs.folder / "runs"))
+    assert "study toy: stopped by `tuner stop`" in said
 
 
 def test_one_worker_is_reproducible_also_when_killed(runs: Runs) -> None:

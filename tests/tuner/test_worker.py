@@ -22,7 +22,7 @@ from tests.searches import METRIC, VIOLATION, dead, elsewhere, make_spec, make_s
 from tests.toy import ToyConfig, ToyDataset, ToyTrainer
 from tuner.reporter import Journal
 from tuner.study import Study, TooManyFailures
-from tuner.worker import Worker, WorkerOptions, reason_of
+from tuner.worker import DeviceFault, Worker, WorkerOptions, reason_of
 
 ONE_ARM = {"arms": {"only": {}}, "space": {"x": {"low": 0.0, "high": 1.0}}, "pruner": {"name": "none"}}
 
@@ -308,6 +308,35 @@ class TestFailures:
         with pytest.raises(TooManyFailures, match=r"3 trials failed in a row.*the toy was told to fail"):
             make_worker(study, tmp_path, Watched()).serve()
         assert states(study) == ["failed"] * 3
+
+    @pytest.mark.parametrize(
+        ("message", "is_fault"),
+        [
+            ("CUDA error: device-side assert triggered", True),
+            ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+            ("CUDA out of memory. Tried to allocate 20.00 GiB", False),
+            ("shapes cannot be multiplied", False),
+        ],
+    )
+    def test_a_device_that_failed_ends_the_trial_and_the_process(
+        self, database: Database, tmp_path: Path, message: str, is_fault: bool
+    ) -> None:
+        def at(step: int, _metrics: dict[str, float]) -> None:
+            if len(trainer.trained) == 2:
+                raise RuntimeError(message)
+
+        study = make_study(database, make_spec(n_trials=2, **ONE_ARM))
+        trainer = Watched(at)
+        worker = make_worker(study, tmp_path, trainer)
+        if is_fault:
+            with pytest.raises(DeviceFault, match=message[:10]):
+                worker.serve()
+            assert states(study) == ["failed"]
+            make_worker(study, tmp_path, trainer).serve()
+        else:
+            worker.serve()
+        assert states(study) == ["failed", "complete"]
+        assert failure(study) == f"RuntimeError: {message}"
 
     def test_a_full_disk_is_no_fault_of_the_trial(self, database: Database, tmp_path: Path) -> None:
         def at(step: int, _metrics: dict[str, float]) -> None:
