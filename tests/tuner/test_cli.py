@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def test_without_a_command_the_help_is_shown(tuner: Tuner, tmp_path: Path) -> No
 
 
 def test_version(tuner: Tuner, tmp_path: Path) -> None:
-    assert tuner(tmp_path, "--version")[:2] == (0, "0.1.0\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert tuner(tmp_path, "--version")[:2] == (0, f"{project['version']}\n")
 
 
 # --- run -----------------------------------------------------------------------------------------------------
