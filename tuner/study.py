@@ -241,3 +241,13 @@ class Study:
         """Whether nothing is left to claim, now or later: every trial of the total has ended, or `tuner stop`."""
         row = self.store.get_study(self.id)
         return row.stop is not None or sum(trial.ended for trial in self.search.trials()) >= row.total
+
+    def is_held(self, judge_others: bool = False, grace_s: float = GRACE_S) -> bool:
+        """Whether living workers hold every trial that is left: nothing to claim now, perhaps later. By our tables
+        alone, so that who waits may ask often, however many trials there are."""
+        fates = self.store.held_runs(self.id, judge_others, grace_s)
+        progress = next(iter(self.store.progress(self.id)), None)
+        if progress is None or progress.row.stop is not None:
+            return False
+        left = progress.row.total - progress.n_ended
+        return 0 < left <= sum(fate == "alive" for fate in fates.values())

@@ -118,7 +118,9 @@ class Worker:
             if self._patiently(self.study.is_over, "count"):
                 return
             # Somebody else's trial may yet come back to the queue.
-            self.stop.wait(IDLE_POLL_S)
+            held = True
+            while held and not self.stop.wait(IDLE_POLL_S):
+                held = self._patiently(lambda: self.study.is_held(self.steady(), self.options.grace_s), "wait")
 
     def work(self) -> bool:
         """Take one trial, if there is one, and see it to its end; False when there was none. Raises as `serve`."""

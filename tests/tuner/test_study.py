@@ -122,6 +122,28 @@ class TestClaim:
         with pytest.raises(StorageError, match="study 'nothing' is not in"):
             Study.open(sqlite, "nothing")
 
+    def test_whether_the_living_hold_all_that_is_left(self, database: Database) -> None:
+        study = make_study(database, make_spec(n_trials=2))
+        assert not study.is_held()  # there is a trial to begin
+        first = study.claim(new_worker(study, elsewhere()))
+        assert not study.is_held()
+        assert study.claim(new_worker(study)) is not None
+        assert study.is_held()
+        assert first is not None
+        study.stop(first)
+        assert not study.is_held()
+        again = study.claim(new_worker(study, dead()))
+        assert again is not None
+        assert not study.is_held()  # its owner is dead
+        again = study.claim(new_worker(study, elsewhere()))
+        assert again is not None
+        assert study.is_held()
+        assert not study.is_held(judge_others=True, grace_s=-1.0)
+        work_off(study, again)
+        assert study.is_held()  # the other one
+        study.store.stop_study(study.id, "drain")
+        assert not study.is_held()
+
     def test_a_deleted_study_is_told(self, sqlite: Database) -> None:
         study = make_study(sqlite, make_spec())
         worker = new_worker(study)

@@ -111,9 +111,14 @@ class TestServe:
         assert held is not None
         worker = make_worker(study, tmp_path, Watched())
         other = Study.open(database, "toy")
-        threading.Timer(0.2, lambda: other.stop(held)).start()
+        looked: list[int] = []
+        trials = study.search.trials
+        study.search.trials = lambda: looked.append(1) or trials()  # type: ignore[method-assign]
+        threading.Timer(3.2, lambda: other.stop(held)).start()
         worker.serve()
         assert states(study) == ["complete"]
+        # It waited for six polls, and looked at all trials only before and after.
+        assert len(looked) <= 7
         assert study.store.runs(study.id)[0].attempt == 2
 
 
