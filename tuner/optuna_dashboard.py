@@ -40,6 +40,8 @@ from tuner.web import LOOPBACK, Gate, WsgiApp, refusal, send
 PATIENCE_S = 5.0
 THREADS = 8
 PACK_BYTES = 100_000
+# A body is taken in before anybody is asked for a password; notes are short.
+MAX_BODY_BYTES = 1_000_000
 # More new trials than this are read all at once.
 MANY = 200
 _SHOWN = ("precision", "precision_bound", "recall", "threshold")
@@ -215,7 +217,9 @@ class _Shown:
         self._storage = storage
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "").rstrip("/")
+        # As bottle finds its way: no bytes that are not UTF-8, and one line break at the end is none.
+        path = environ.get("PATH_INFO", "").encode("latin1").decode("utf8", "ignore").rstrip("/\n")
+        method = environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
             reason = self._parts(method, path)
             if reason is not None:
@@ -338,7 +342,9 @@ def serve(
     database = open_database(url, read_only=not allow_edit)
     try:
         app = dashboard_app(database, password or None, allow_edit)
-        server = waitress.create_server(app, sockets=[_listen(host, port)], threads=THREADS, ident=None)
+        server = waitress.create_server(
+            app, sockets=[_listen(host, port)], threads=THREADS, ident=None, max_request_body_size=MAX_BODY_BYTES
+        )
         try:
             say(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}/dashboard")
             server.run()

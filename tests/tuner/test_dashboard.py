@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,20 @@ def test_edits_that_would_part_the_tables_are_refused(edited: tuple[Study, Brows
     assert [t.state for t in study.search.trials()] == ["complete", "running"]
 
 
+@pytest.mark.parametrize("spelled", ["/api/studies/1\xff", "/api/studies/\xef\xbc\x91", "/api/studies/1\n"])
+def test_a_path_spelled_otherwise_is_the_same_edit(edited: tuple[Study, Browser], spelled: str) -> None:
+    study, browser = edited
+
+    def ask(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return app({**environ, "PATH_INFO": spelled}, start_response)
+
+    app, browser.app = browser.app, ask
+    answer = browser.ask("/", "DELETE", body=b"{}", content_type="application/json")
+    assert answer.status == 409
+    assert "expected no worker, got" in answer.json["reason"]
+    assert len(study.store.studies()) == 1
+
+
 def test_a_study_is_deleted_on_both_sides(edited: tuple[Study, Browser]) -> None:
     study, browser = edited
     for worker in study.store.workers(study.id):
@@ -341,6 +355,17 @@ def test_only_this_machine(folder: Path, host: str) -> None:
 def test_an_empty_password_is_none(folder: Path) -> None:
     with pytest.raises(InputError, match="expected a password"):
         serve(url(folder), "0.0.0.0", 0, print, password="")
+
+
+def test_no_long_body_is_taken_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(app: Any, sockets: list[socket.socket], max_request_body_size: int = 2**30, **options: Any) -> Any:
+        sockets[0].close()
+        assert max_request_body_size <= 1_000_000
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(waitress, "create_server", create)
+    with pytest.raises(KeyboardInterrupt):
+        serve(url(folder), "127.0.0.1", 0, print)
 
 
 def test_a_port_that_is_taken(folder: Path) -> None:
