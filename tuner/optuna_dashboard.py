@@ -334,7 +334,9 @@ def serve(
         InputError: a host that others could reach, without a password; or a port that is taken.
         StorageError: no database there, or not ours.
     """
-    if host not in LOOPBACK and not password:
+    if password is not None and not password.isprintable():  # what is no UTF-8 is not, either
+        raise InputError("TUNER_DASHBOARD_PASSWORD: expected printable text in UTF-8, got something else")
+    if host not in LOOPBACK and not (password or "").strip():
         raise InputError(
             f"--host: expected a password in TUNER_DASHBOARD_PASSWORD, as others can reach {host!r}, got none; "
             "set one, or listen on 127.0.0.1 and use `ssh -L 8080:127.0.0.1:8080 MACHINE` from elsewhere"

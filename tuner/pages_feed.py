@@ -7,6 +7,7 @@ and who has seen version v is sent only what came later.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import statistics
 import threading
@@ -100,7 +101,7 @@ class Feed:
         study = service.studies[place]
         known = self._refreshed(study.progress)
         birth, _, seen = since.partition(".")
-        after = int(seen) if birth == self._birth and seen.isdigit() else -1
+        after = int(seen) if birth == self._birth and re.fullmatch("[0-9]{1,15}", seen) else -1
         with known.lock:
             trials = [
                 list(vars(known.lines[n]).values()) for n, version in known.changed.items() if version > after

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from bottle import BaseRequest, HTTPResponse, SimpleTemplate
 
@@ -244,7 +244,7 @@ def is_same_origin(request: BaseRequest) -> bool:
     if request.get_header("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = request.get_header("Origin") or request.get_header("Referer") or ""
-    return bool(origin) and urlsplit(origin).netloc == request.get_header("Host", "")
+    return bool(origin) and _split(origin).netloc == request.get_header("Host", "")
 
 
 def send(answer: HTTPResponse, start_response: Callable[..., Any], method: str = "GET") -> Iterable[bytes]:
@@ -264,8 +264,7 @@ def _redirect(target: str) -> HTTPResponse:
 def _set_cookie(request: BaseRequest, answer: HTTPResponse, name: str, value: str, age_s: float) -> None:
     # The form's own origin knows whether a proxy in front speaks https; we only ever hear http.
     secure = (
-        urlsplit(request.get_header("Origin", "")).scheme == "https"
-        or request.environ["wsgi.url_scheme"] == "https"
+        _split(request.get_header("Origin", "")).scheme == "https" or request.environ["wsgi.url_scheme"] == "https"
     )
     answer.set_cookie(name, value, path="/", max_age=int(age_s), httponly=True, samesite="strict", secure=secure)
 
@@ -282,3 +281,11 @@ def _client(request: BaseRequest) -> str:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _split(url: str) -> SplitResult:
+    """Its parts; none where it is no URL."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", "", "", "")

@@ -352,9 +352,16 @@ def test_only_this_machine(folder: Path, host: str) -> None:
         serve(url(folder), host, 0, print)
 
 
-def test_an_empty_password_is_none(folder: Path) -> None:
+@pytest.mark.parametrize("password", ["", "  "])
+def test_an_empty_password_is_none(folder: Path, password: str) -> None:
     with pytest.raises(InputError, match="expected a password"):
-        serve(url(folder), "0.0.0.0", 0, print, password="")
+        serve(url(folder), "0.0.0.0", 0, print, password=password)
+
+
+def test_a_password_that_is_no_text_is_refused(folder: Path) -> None:
+    undecodable = b"\xff\xfe".decode(errors="surrogateescape")  # as the environment gives it
+    with pytest.raises(InputError, match="TUNER_DASHBOARD_PASSWORD: expected printable text"):
+        serve(url(folder), "127.0.0.1", 0, print, password=undecodable)
 
 
 def test_no_long_body_is_taken_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,14 @@ def test_a_version_of_another_server_brings_everything(feed: Feed, since: str) -
     assert len(answer["trials"]) == 5
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_a_version_that_is_no_number_brings_everything(feed: Feed, number: str) -> None:
+    birth = feed.study("toy")["version"].partition(".")[0]  # type: ignore[index]
+    answer = feed.study("toy", f"{birth}.{number}")
+    assert answer is not None
+    assert answer["all"]
+
+
 def test_states_of_trials_that_did_not_go_well(study: Study, feed: Feed) -> None:
     claim = study.claim(new_worker(study))
     assert claim is not None

@@ -177,7 +177,7 @@ def test_the_token_belongs_to_the_browser_that_got_the_form(browser: Browser) ->
 
 
 @pytest.mark.parametrize(
-    "origin", [None, "null", "http://evil.example", "http://localhost:9999", "https://localhost"]
+    "origin", [None, "null", "http://evil.example", "http://localhost:9999", "https://localhost", "http://["]
 )
 def test_a_log_in_from_another_site(browser: Browser, origin: str | None) -> None:
     browser.origin = origin
