@@ -23,8 +23,10 @@ from tuner.worker_process import INTERRUPTED_EXIT, REFUSED_EXIT
 log = logging.getLogger("tuner")
 
 POLL_S = 0.5
-# Workers that die this often in a row while nothing comes forward anywhere stop the supervisor.
+# Workers that die this often in a row without anything new anywhere stop a run; those of a service are from then on
+# replaced ever more slowly.
 MAX_BARREN_DEATHS = 6
+LONGEST_PAUSE_S = 60.0
 # What a worker may take to leave after its grace time, before it is killed.
 LEAVING_S = 30.0
 
@@ -90,6 +92,7 @@ class Crew:
         self._say = say
         self._on_death = on_death
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._due: dict[int, float] = {}  # when a slot gets its next process, on the monotonic clock
         self._stop = threading.Event()
         self._interrupts = 0
         self._barren_deaths = 0
@@ -161,7 +164,7 @@ class Crew:
         stopping_since: float | None = None
         patience = 1  # interrupts that are asked for in order; after a stop of another kind the first is at once
         fault: InputError | RunFailed | None = None
-        while self._processes:
+        while self._processes or (self._due and stopping_since is None):
             for slot, process in self._reap():
                 found = self._ended(slot, process, stopping_since is not None or fault is not None)
                 fault = fault or found
@@ -175,6 +178,9 @@ class Crew:
                 self._say(f"{word}: workers stop at their next measurement ({again} to stop at once)")
                 for process in self._processes.values():
                     process.stdin.close()  # type: ignore[union-attr]
+            for slot in [slot for slot, due in self._due.items() if stopping_since is None and now >= due]:
+                del self._due[slot]
+                self._start(slot)
             late = stopping_since is not None and now - stopping_since > self._worker.stop_grace_s + LEAVING_S
             if self._interrupts > patience or late:
                 break
@@ -197,23 +203,28 @@ class Crew:
             return None
         if told and told["reason"]:
             return (InputError if process.returncode == REFUSED_EXIT else RunFailed)(told["reason"])
-        if not self._died(slot, process):
+        n_barren = self._died(slot, process) - MAX_BARREN_DEATHS
+        if n_barren >= 0 and not self._worker.stay:
             return RunFailed(f"worker processes keep dying (exit {process.returncode}); see {self._logs}")
-        if not stopping:
+        if n_barren >= 0:
+            pause_s = min(LONGEST_PAUSE_S, 2.0**n_barren)
+            log.error("worker processes keep dying", extra={"action": "pause", "slot": slot, "pause_s": pause_s})
+            self._due[slot] = time.monotonic() + pause_s
+        elif not stopping:
             self._start(slot)
         return None
 
-    def _died(self, slot: int, process: subprocess.Popen[bytes]) -> bool:
-        """Note a death without a word; True when a new worker may take its place."""
+    def _died(self, slot: int, process: subprocess.Popen[bytes]) -> int:
+        """Note a death without a word; how many in a row left nothing behind."""
         log.warning("worker died", extra={"action": "worker_died", "slot": slot, "exit": process.returncode})
         try:
             n_measured = self._on_death(process.returncode != INTERRUPTED_EXIT)
         except DatabaseUnavailable as error:
             log.warning("its trial is left to the next claim: %s", error, extra={"action": "outage"})
-            return True
+            return 0
         self._barren_deaths = self._barren_deaths + 1 if n_measured == self._n_measured else 1
         self._n_measured = n_measured
-        return self._barren_deaths < MAX_BARREN_DEATHS
+        return self._barren_deaths
 
 
 def _ending(process: subprocess.Popen[bytes]) -> Mapping[str, Any] | None:

@@ -76,7 +76,7 @@ class Scripts:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(crews, "POLL_S", 0.01)
 
-    def __call__(self, *scripts: str, stop_grace_s: float = 100.0) -> Crew:
+    def __call__(self, *scripts: str, stop_grace_s: float = 100.0, stay: bool = False) -> Crew:
         left = iter(scripts)
 
         def arguments(options: WorkerOptions) -> list[str]:
@@ -84,7 +84,7 @@ class Scripts:
             return ["sh", "-c", next(left)]
 
         self._monkeypatch.setattr(crews, "arguments", arguments)
-        worker = WorkerOptions("", "runs", "cache", stop_grace_s=stop_grace_s)
+        worker = WorkerOptions("", "runs", "cache", stop_grace_s=stop_grace_s, stay=stay)
         return Crew(
             ["cpu"] * min(2, len(scripts)), worker, "sqlite:///x.db", self.folder, self.said.append, self.died
         )
@@ -128,6 +128,22 @@ class TestCrew:
         with pytest.raises(RunFailed, match=r"keep dying \(exit 7\); see .*logs"):
             scripts(*["exit 7"] * 40).see_through()
         assert MAX_BARREN_DEATHS <= len(scripts.started) <= MAX_BARREN_DEATHS + 1  # two at once
+
+    def test_those_of_a_service_are_more_and_more_slowly(
+        self, scripts: Scripts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(crews, "LONGEST_PAUSE_S", 0.02)
+        assert scripts(*["exit 7"] * 10, OK, OK, stay=True).see_through() == 0
+        assert len(scripts.started) == 12
+        pauses = [record.pause_s for record in caplog.records if getattr(record, "action", "") == "pause"]
+        assert pauses == [0.02] * 5
+
+    def test_one_that_waits_for_its_place_holds_no_stop_up(
+        self, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = time.monotonic()
+        assert scripts(*["exit 7"] * 20, stay=True).see_through(timeout_s=1.0) == 0
+        assert time.monotonic() - started < 20
 
     def test_those_that_die_but_come_forward_are(self, scripts: Scripts) -> None:
         scripts.measured = lambda: scripts.deaths
