@@ -54,8 +54,10 @@ def detach(arguments: Sequence[str], folder: Path) -> int:
         The pid, once it holds the study, or lives after STARTED_WITHIN_S.
 
     Raises:
-        InputError: it ended before that; the message is its own.
+        InputError: another one runs, or it ended before that; then the message is its own.
     """
+    with running_alone(folder):
+        pass  # else its own refusal would stand among what the other one says
     log = folder / "logs" / LOG
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

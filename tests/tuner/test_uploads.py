@@ -281,7 +281,7 @@ class TestTrouble:
             offer(up, run, 6)
             is_away.clear()
             up.finish(20)
-        assert named == [6]
+        assert named in ([6], [5, 6])  # step 5 may have been under way
         assert not list(run.glob(".*"))
 
     def test_what_half_an_upload_left_is_deleted(self, store: WatchedStore, run: Path, named: Named) -> None:
