@@ -134,10 +134,73 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores of a model on one role. Shape: scores[task] is [N] float32 logits (binary) or values in the
-    label's own unit (regression)."""
+    """Scores of a model on some rows.
+
+    Shape: each [N]. `scores[task]` float32: logits (binary), or values in the label's own unit (regression).
+    `calibrated[task]` float64 logits of those binary tasks whose loss does not give probabilities, after the
+    closed-form inverse of the loss; a binary task without an entry needs none.
+    """
 
     scores: Mapping[str, np.ndarray]
+    calibrated: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is true of the rows of one role, for an evaluation.
+
+    Shape: each [N]. `tasks[name]` float32: 0 or 1 (binary), or a value in the label's own unit (regression); NaN
+    where it is missing or the task's condition is not met. `unit` int64: what is exchangeable (`Decision.unit`;
+    each row its own where that is `row`). `amount` float64 >= 0: the money behind each row, None without any.
+    `transforms[name]` is `log1p` or `none` for every regression task.
+    """
+
+    tasks: Mapping[str, np.ndarray]
+    unit: np.ndarray
+    amount: np.ndarray | None
+    transforms: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of one role as a trainer's models see them, for baselines.
+
+    Shape: `numeric` [N, D] float32, finite; `codes` [N, C] int32, column c in 0..cardinalities[c] - 1, 0 = unknown.
+    Both may be memory-mapped.
+    """
+
+    numeric: np.ndarray
+    numeric_names: tuple[str, ...]
+    codes: np.ndarray
+    categorical_names: tuple[str, ...]
+    cardinalities: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the decision's task scores without one part of the model's input or representation.
+
+    `kind` is `group` (a group of features, replaced by what train knows least of: mean and unknown) or `unit` (one
+    unit of the shared representation set to its mean on these rows). Shape: `scores` [N] float32 logits.
+    """
+
+    kind: Literal["group", "unit"]
+    name: str
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """A batch of rows that a stored model has scored, in the order of the source.
+
+    `first_row` counts from 0. `n_rows` is the number of rows of the whole source, None where it is not known before
+    its end. `keys` are columns of the source that say which row is which, each [N]; there may be none.
+    """
+
+    first_row: int
+    n_rows: int | None
+    keys: Mapping[str, np.ndarray]
+    predictions: Predictions
 
 
 @dataclass(frozen=True)
@@ -176,4 +239,32 @@ class Trainer(Protocol):
 
     def fit(self, config: Any, data: Any, run: Run) -> Iterator[Measurement]: ...
 
-    def predict(self, checkpoint: Path, data: Any, role: Role, device: str = "cpu") -> Predictions: ...
+    def predict(self, checkpoint: Path, data: Any, role: Role, device: str = "cpu") -> Predictions:
+        """Scores of the run's best weights up to `checkpoint`, for every trained task."""
+        ...
+
+    def labels(self, data: Any, role: Role, decision: Decision) -> Labels:
+        """What is true of an opened role, for all tasks of the data."""
+        ...
+
+    def features(self, data: Any, role: Role) -> Features:
+        """The features of an opened role."""
+        ...
+
+    def ablate(
+        self, checkpoint: Path, data: Any, role: Role, decision: Decision, device: str = "cpu"
+    ) -> Iterator[Ablation]:
+        """The decision's task scored again and again, without one group of features or one shared unit each."""
+        ...
+
+    def export(self, checkpoint: Path, data: Any, folder: Path) -> None:
+        """Write all that `score` needs into an empty folder: weights, encoders, configuration; nothing pickled, no
+        path of this machine. `model.json` is among the files and names the trainer as `trainer`."""
+        ...
+
+    def score(
+        self, model: Path, source: Path, cache: Path, device: str = "cpu", batch_rows: int = 65536
+    ) -> Iterator[ScoredRows]:
+        """Score a file or folder of new rows, labels not needed, with an exported model, in memory that does not
+        grow with the rows. Unknown categories and missing values are encoded as in training. Raises InputError."""
+        ...
