@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from models.baselines import single_feature_pr_auc
 from models.gift import kuailive, naive
 from models.gift.data import (
     GiftData,
@@ -22,7 +23,7 @@ from models.gift.data import (
 from models.gift.origin import Origin, find_origin, read_raw
 from models.gift.split import Assignment, assign
 from models.prepared import open_array
-from models.trainer import ROLES, DataSpec, InputError
+from models.trainer import ROLES, DataSpec, Features, InputError
 
 SPARSE_BELOW = 0.05  # base rate under which one feature alone must not find a task's positives
 ALARM_AP = 0.2
@@ -146,55 +147,28 @@ def _usable_check(roles: Mapping[str, Any]) -> dict[str, Any]:
     return _check(name, True, f"{len(ROLES)} roles")
 
 
-def average_precision(values: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Step-wise average precision (ties grouped) of ranking by falling and by rising `values`."""
-    levels, group = np.unique(values, return_inverse=True)
-    hits = np.bincount(group, weights=positive, minlength=len(levels))
-    rows = np.bincount(group, minlength=len(levels))
-
-    def area(hits: np.ndarray, rows: np.ndarray) -> float:
-        return float(np.sum(hits * np.cumsum(hits) / np.cumsum(rows)) / hits.sum())
-
-    return area(hits[::-1], rows[::-1]), area(hits, rows)
-
-
-def _single_features(dataset: GiftDataset) -> dict[Task, list[tuple[float, str]]]:
+def _single_features(dataset: GiftDataset) -> dict[Task, list[tuple[str, float]]]:
     """For each sparse binary task, what every feature alone reaches on valid, best first."""
     found = {}
-    for index, task in enumerate(dataset.tasks):
-        if task.kind != "binary" or dataset.base_rate[task.name] >= SPARSE_BELOW:
-            continue
-        train, valid = dataset.part("train"), dataset.part("valid")
-        label = np.array(valid.labels[:, index])
-        known = ~np.isnan(label)
-        scores = []
-        for place, name in enumerate(dataset.numeric_names):
-            scores.append((max(average_precision(valid.numeric[known, place], label[known])), name))
-        train_label = np.array(train.labels[:, index])
-        for place, name in enumerate(dataset.categorical_names):
-            rate = _rate_per_code(train.categorical[:, place], train_label, dataset.cardinalities[place])
-            values = rate[valid.categorical[known, place]]
-            scores.append((average_precision(values, label[known])[0], name))
-        found[task] = sorted(scores, reverse=True)
+    train, valid = dataset.part("train"), dataset.part("valid")
+    names = (dataset.numeric_names, dataset.categorical_names, dataset.cardinalities)
+    seen, judged = (Features(p.numeric, names[0], p.categorical, names[1], names[2]) for p in (train, valid))
+    for k, task in enumerate(dataset.tasks):
+        if task.kind == "binary" and dataset.base_rate[task.name] < SPARSE_BELOW:
+            found[task] = single_feature_pr_auc(seen, train.labels[:, k], judged, valid.labels[:, k])
     return found
 
 
-def _rate_per_code(codes: np.ndarray, label: np.ndarray, n_codes: int) -> np.ndarray:
-    known = ~np.isnan(label)
-    rows = np.bincount(codes[known], minlength=n_codes)
-    return np.bincount(codes[known], weights=label[known], minlength=n_codes) / np.maximum(rows, 1)
-
-
-def _single_table(found: Mapping[Task, Sequence[tuple[float, str]]]) -> dict[str, Any]:
-    rows = [[task.name, name, ap] for task, scores in found.items() for ap, name in scores[:_SHOWN_FEATURES]]
+def _single_table(found: Mapping[Task, Sequence[tuple[str, float]]]) -> dict[str, Any]:
+    rows = [[task.name, name, ap] for task, scores in found.items() for name, ap in scores[:_SHOWN_FEATURES]]
     return _table(["task", "feature alone", "AP on valid"], rows)
 
 
-def _single_checks(found: Mapping[Task, Sequence[tuple[float, str]]]) -> list[dict[str, Any]]:
+def _single_checks(found: Mapping[Task, Sequence[tuple[str, float]]]) -> list[dict[str, Any]]:
     checks = []
     for task, scores in found.items():
-        above = [f"{name} {ap:.3f}" for ap, name in scores if ap > ALARM_AP]
-        detail = f"best: {scores[0][1]} AP {scores[0][0]:.3f}"
+        above = [f"{name} {ap:.3f}" for name, ap in scores if ap > ALARM_AP]
+        detail = f"best: {scores[0][0]} AP {scores[0][1]:.3f}"
         if above:
             detail = f"ALARM, AP above {ALARM_AP}: {', '.join(above)}; does it know the future?"
         checks.append(_check(f"no feature alone predicts {task.name}", not above, detail))

@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
 
-from models.gift import description, kuailive, split
+from models.gift import kuailive, split
 from models.gift.data import RawTable, describe, load
 from models.trainer import DataSpec
 from tests.models.gift.tables import (
@@ -135,13 +132,3 @@ def test_describe_notices_equal_rows_in_two_roles(tmp_path: Path, monkeypatch: p
     given = spec(tmp_path, pd.concat([frame, frame]), options(split={"by": "hash", **SHARES}))
     monkeypatch.setattr(split, "content_hash", lambda raw: split.mix(raw.unit.astype(np.uint64)))
     assert not check_of(describe(given), "equal rows are on one side")["ok"]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=50))
-def test_average_precision_equals_scikit_learn(rows: list[tuple[int, bool]]) -> None:
-    values, positive = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    positive[0] = 1
-    falling, rising = description.average_precision(values, positive)
-    assert falling == pytest.approx(average_precision_score(positive, values))
-    assert rising == pytest.approx(average_precision_score(positive, -values))
