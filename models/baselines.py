@@ -63,10 +63,10 @@ def fit_baseline(
     """Fit one of `BASELINES` on train, with valid to choose how much of it.
 
     `base_rate`: train's share of positives, and its mean of every regression target. `logistic_regression`: L2
-    penalty from `PENALTIES` by PR-AUC on valid; for regression ridge, by squared error. `xgboost`: histograms,
-    early stopping by PR-AUC on valid; for regression by squared error. The last two learn a regression's transformed
-    target and stay inside the range that train has; under log1p they are closer to a median than to a mean. The
-    same input and seed give the same baseline, bit for bit on the CPU.
+    penalty from `PENALTIES` by PR-AUC on valid; for regression ridge, by squared error. `xgboost`: histograms, ends by
+    the PR-AUC on valid; for regression by squared error. The last two learn a regression's transformed target
+    and stay inside the range that train has; under log1p they are closer to a median than to a mean. The same
+    input and seed give the same baseline, bit for bit on the CPU.
 
     Args:
         task: the decision's binary task; the other binary tasks are left out.
