@@ -1,26 +1,28 @@
-"""Paired bootstrap of all metrics over units and seeds: how far a figure would move with other rows and other seeds.
+"""Paired bootstrap of all metrics over units and seeds: how far a figure would move with other rows and seeds.
 
 Two things are drawn at random when an arm is evaluated, and an interval has to hold both:
 
 - **Rows.** A replicate draws as many units as there are, with replacement, the same for all models, so that
-  what models have in common cancels from their difference. Rows of one unit stay together. A replicate without
-  which a metric would be undefined (no positives, no negatives, no money, no row that counts for an amount) is drawn again:
-  all figures are conditional on a sample that can be judged at all, and no interval ever holds a NaN. Drawing n of n
-  units has (n - 1) / n of the true variance, and few units with positives judge their own variance badly: the
-  deviations are widened by sqrt(n / (n - 1)) and mixed to Student's t with the degrees of freedom of the units that
-  hold the positives, (sum p)^2 / sum p^2 - 1 with p the positives of each. With hundreds of them nothing changes.
-- **Seeds.** Drawing S of S seeds would be too sure by (S - 1) / S in variance, and its tails stop at the seeds seen: with
-  5 seeds intervals meant for 95 % hold 84 %. Each replicate's mean over all seeds is instead moved by Student's t with
-  S - 1 degrees of freedom times the standard error over seeds, independently for each model. For one model and
-  normal seeds that is exact; for two it is the Behrens-Fisher distribution, slightly too wide. Two seeds give very
-  wide intervals: that is what two seeds tell. **One seed has no spread**: its interval is that of this one fit.
+  what models have in common cancels from their difference. Rows of one unit stay together. A replicate in which
+  a metric would be undefined (no positives, no negatives, no money, no row that counts for an amount) is drawn
+  again: all figures are conditional on a sample that can be judged at all, and no interval ever holds a NaN.
+  Drawing n of n units has (n - 1) / n of the true variance, and few units with positives judge their own variance
+  badly: deviations are widened by sqrt(n / (n - 1)) and mixed to Student's t with the degrees of freedom of the
+  units that hold the positives, (sum p)^2 / sum p^2 - 1 with p the positives of each. With hundreds of such
+  units nothing changes.
+- **Seeds.** Drawing S of S seeds would be too sure by (S - 1) / S in variance, and its tails stop at the seeds
+  seen: differences of arms whose seeds matter are then held in 88 % of samples instead of 95 %, with 2 or 3 seeds.
+  Every replicate is instead the mean over all seeds, moved by Student's t times the standard error over seeds,
+  with S - 1 degrees of freedom for one model and those of Welch for two. Two seeds give very wide intervals:
+  that is what two seeds tell. **One seed has no spread**: its interval is that of this one fit.
 
-Each seed's own share of the rows' noise shows twice, between replicates and between seeds (as in every bootstrap of
-crossed factors: Owen 2007, "The pigeonhole bootstrap"); it is taken out of the first by shrinking the deviations of the
-replicates.
+Each seed's own share of the rows' noise shows twice, between replicates and between seeds (as in every bootstrap
+of crossed factors: Owen 2007, "The pigeonhole bootstrap"); it is taken out of the former by shrinking the
+deviations of the replicates.
 
 Replicates are centred on the value. Some figures rise under resampling by themselves, above all calibration
-errors, as repeated rows add noise to every bin; an interval reaches down by that bias as well, and always holds the value.
+errors, as repeated rows add noise to every bin; an interval reaches down by that bias as well, and always holds
+the value.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ class Interval:
 class Sample:
     """What is true of the rows that are evaluated.
 
-    Shape: each [N]. `labels` 0 or 1 of the decision's task, `unit` int64: what is drawn, `amount` the money behind each
-    row or None, `targets[task]` true amounts in the label's own unit, NaN where a row does not count.
+    Shape: each [N]. `labels` 0 or 1 of the decision's task, `unit` int64: what is drawn, `amount` the money behind
+    each row or None, `targets[task]` true amounts in the label's own unit, NaN where a row does not count.
     """
 
     labels: np.ndarray
@@ -106,7 +108,7 @@ class Draws:
     _values: Mapping[str, Mapping[str, Floats]]  # [S]
     _replicates: Mapping[str, Mapping[str, Floats]]  # [R, S]
     _stretch: Floats  # [R]
-    _noise: Mapping[str, Floats]  # [R], Student's t for the seeds of each model
+    _seed: int
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -135,7 +137,7 @@ class Draws:
         return self._spread([(model, 1.0)], metric).interval(confidence, *_bounds(metric))
 
     def difference(self, model: str, against: str, metric: str, confidence: float = 0.95) -> Interval:
-        """Two-sided interval of the metric of `model` less that of `against`, on the same units in each replicate."""
+        """Two-sided interval of the metric of `model` less that of `against`, paired in every replicate."""
         low, high = _bounds(metric)
         return self.contrast(model, against, metric, "points").interval(confidence, low - high, high - low)
 
@@ -155,9 +157,7 @@ class Draws:
         value, base = self.value(model, metric), self.value(against, metric)
         lowest = np.abs(self._replicates[against][metric].mean(axis=1)).min()
         if min(abs(base), lowest) == 0.0:
-            raise InputError(
-                f"{metric} of {against}: expected a figure above 0 to take shares of, got 0; compare by the difference"
-            )
+            raise InputError(f"{metric} of {against}: expected other than 0 to take shares of; use the difference")
         return self._spread([(model, 1.0 / base), (against, -value / base**2)], metric, ratio=True)
 
     def _spread(self, parts: Sequence[tuple[str, float]], metric: str, ratio: bool = False) -> _Spread:
@@ -170,20 +170,34 @@ class Draws:
         else:
             value = sum(weight * mean for (_, weight), mean in zip(parts, means, strict=True))
             replicates = sum(weight * mean for (_, weight), mean in zip(parts, moved, strict=True))
-        centred = replicates - replicates.mean()
-        rows, own, seeds, noise = float(np.var(replicates, ddof=1)), 0.0, 0.0, np.zeros(self.n_replicates)
-        for (model, weight), values, part, mean in zip(parts, sample, drawn, moved, strict=True):
+        rows = float(np.var(replicates, ddof=1))
+        own, errors, freedoms = 0.0, [], []
+        for (_, weight), values, part, mean in zip(parts, sample, drawn, moved, strict=True):
             n = len(values)
-            if n == 1:
-                continue
-            error = abs(weight) * float(values.std(ddof=1)) / np.sqrt(n)
-            # variance over rows that belongs to single seeds: it is in `error` too
-            mine = weight**2 * float(np.var(part - mean[:, None], axis=0, ddof=1).sum()) / (n - 1) / n
-            own, seeds = own + mine, seeds + max(error**2 - mine, 0.0)
-            noise += np.sign(weight) * error * self._noise[model]
+            if n > 1:
+                errors.append(weight**2 * float(values.var(ddof=1)) / n)
+                freedoms.append(n - 1)
+                # variance over rows that belongs to single seeds: it shows in `errors` too
+                own += weight**2 * float(np.var(part - mean[:, None], axis=0, ddof=1).sum()) / (n - 1) / n
         shrink = np.sqrt(max(1.0 - own / rows, 0.0)) if rows > 0.0 else 0.0
-        spread = centred * (shrink * self._stretch) + noise
-        return _Spread(float(value), value + spread, float(replicates.mean() - value), rows, seeds)
+        spread = (replicates - replicates.mean()) * (shrink * self._stretch)
+        spread += self._moves([model for model, _ in parts], np.array(errors), np.array(freedoms))
+        bias = float(replicates.mean() - value)
+        return _Spread(float(value), value + spread, bias, rows, max(sum(errors) - own, 0.0))
+
+    def _moves(self, models: list[str], errors: Floats, freedoms: Floats) -> Floats:
+        """What other seeds would move a figure by [R]: the quantiles of Student's t, shuffled. Zeros for one seed.
+
+        Swapping two models only turns its sign.
+        """
+        total = errors.sum()
+        if total == 0.0:
+            return np.zeros(self.n_replicates)
+        freedom = total**2 / (errors**2 / freedoms).sum()  # Welch and Satterthwaite
+        grid = stats.t.ppf((np.arange(self.n_replicates) + 0.5) / self.n_replicates, freedom)
+        names = sorted(models)
+        rng = np.random.default_rng([self._seed, 2, zlib.crc32("/".join(names).encode())])
+        return rng.permutation(grid) * np.sqrt(total) * (1.0 if names == models else -1.0)
 
     def _of(self, model: str) -> Mapping[str, Floats]:
         if model not in self._values:
@@ -212,7 +226,7 @@ def resample(
     """Draw replicates of all metrics of all models.
 
     Deterministic in `seed`; a model's figures do not depend on which other models there are. Memory beside the
-    arguments: 512 MB of weights at most, and one fit at a time (some 150 bytes a row, 300 where each row is a unit).
+    arguments: 512 MB of weights at most, and one fit at a time.
 
     Args:
         models: the fits (seeds) of each, at least one.
@@ -220,9 +234,9 @@ def resample(
 
     Returns:
         The draws of `pr_auc`, `roc_auc` (with negatives), `recall_at_{1,5,10}pct`, with money `revenue_at_*` and
-        `capture_at_*`, all as `models.metrics` defines them; `ece_`, `brier_`, `log_loss_` each `raw` and `calibrated`
-        (20 bins of equal mass, fixed on the sample); for each amount task `<task>_` with `mae`, `rmse`, `bias` (mean
-        of predicted less actual) after smearing, and with `_raw` behind before it.
+        `capture_at_*`, all as `models.metrics` defines them; `ece_`, `brier_`, `log_loss_`, each `raw` and
+        `calibrated` (20 bins of equal mass, fixed on the sample); for each amount task `<task>_` with `mae`,
+        `rmse`, `bias` (mean of predicted less actual) after smearing, and with `_raw` behind it before smearing.
 
     Raises:
         InputError: labels other than 0 or 1, no positives, amounts below 0, fewer than two units.
@@ -261,7 +275,7 @@ def resample(
         _values={name: {metric: both[0] for metric, both in of.items()} for name, of in stacked.items()},
         _replicates={name: {metric: both[1:] for metric, both in of.items()} for name, of in stacked.items()},
         _stretch=_stretch(rows, n_replicates, seed),
-        _noise={name: _student(name, len(fits), n_replicates, seed) for name, fits in models.items()},
+        _seed=seed,
     )
 
 
@@ -277,7 +291,7 @@ class _Weights:
         self.rng, self.needs, self.n_redrawn = np.random.default_rng([seed, 0]), rows.needs(), 0
 
     def draw(self, n: int) -> NDArray[np.uint8]:
-        """Weights of the next `n` replicates. Shape: [U, n]; 255 is out of reach of any number of units above it."""
+        """Weights of the next `n` replicates. Shape: [U, n]; a byte holds them, 256 of one unit never happens."""
         drawn = np.empty((self.needs.shape[1], n), np.uint8)
         for column in range(n):
             drawn[:, column] = self._one()
@@ -303,14 +317,6 @@ def _stretch(rows: Rows, n_replicates: int, seed: int) -> Floats:
     grid = stats.chi2.ppf((np.arange(n_replicates) + 0.5) / n_replicates, freedom)
     mixed = np.random.default_rng([seed, 1]).permutation(np.sqrt(freedom / grid))
     return mixed * np.sqrt(rows.n_units / (rows.n_units - 1.0))
-
-
-def _student(model: str, n_seeds: int, n_replicates: int, seed: int) -> Floats:
-    """Student's t with n_seeds - 1 degrees of freedom [R]: its quantiles, shuffled. Zeros for one seed."""
-    if n_seeds == 1:
-        return np.zeros(n_replicates)
-    grid = stats.t.ppf((np.arange(n_replicates) + 0.5) / n_replicates, n_seeds - 1)
-    return np.random.default_rng([seed, 2, zlib.crc32(model.encode())]).permutation(grid)
 
 
 def _check(sample: Sample, models: Mapping[str, Sequence[Scores]]) -> Rows:

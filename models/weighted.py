@@ -1,9 +1,10 @@
 """All metrics of one model on one sample under many weightings of its units at once.
 
-Weights are whole numbers that count how often each unit was drawn, so every figure is exactly what `models.metrics`
-gives for the sample with its rows repeated so often. Nothing is sorted again and no row is touched one by one:
-what lies between two marked rows (positives and rows with money) in the ranking is one row of a sparse matrix over
-units, whatever is linear in the weights a row of a dense one, and a block of weightings costs one product with each.
+Weights are whole numbers that count how often each unit was drawn, so every figure is exactly what
+`models.metrics` gives for the sample with its rows repeated so often (but for calibration errors, whose bins stay
+those of the sample). Nothing is sorted again and no row is touched one by one: what lies between two marked rows
+(positives and rows with money) in the ranking is one row of a sparse matrix over units, whatever is linear in the
+weights a row of a dense one, and a block of weightings costs one product with each.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ class Scores:
 class Rows:
     """What is true of the rows, in the form the weightings need. Units are numbered 0..n_units - 1.
 
-    Shape: `positive` [N] bool, `unit` [N] int32, `amount` [N] float64 or None where no row has money, `targets[task]`
-    [N] float64, NaN where a row does not count. `sizes` [U] float64 rows of each unit. `paid` [P] int64 are the
-    rows with money by falling amount, `level` [P] which distinct amount each has, `ends` [L] the last place of each.
+    Shape: `positive` [N] bool, `unit` [N] int32, `amount` [N] float64 or None where no row has money,
+    `targets[task]` [N] float64, NaN where a row does not count. `sizes` [U] float64 rows of each unit. `paid` [P]
+    int64 are the rows with money by falling amount, `level` [P] which distinct amount each has, `ends` [L] the last
+    place of each.
     """
 
     positive: NDArray[np.bool_]
@@ -103,7 +105,7 @@ class Rows:
 
 
 class Weighted:
-    """One model's scores on the rows, ready to be weighted. Keeps about 50 bytes a row and fit."""
+    """One model's scores on the rows, ready to be weighted."""
 
     def __init__(self, rows: Rows, scores: Scores) -> None:
         self.rows = rows
@@ -116,7 +118,7 @@ class Weighted:
         self.tasks = tuple(task for task in rows.targets if task in scores.amounts)
 
     def _rank(self, order: Integers, group: Integers) -> None:
-        """Sparse sums over units [G, U]: rows down to each marked tie group, all rows and positives and money in it."""
+        """Sparse sums over units [G, U]: rows since the marked tie group above; rows, positives, money in each."""
         rows, n = self.rows, len(order)
         marked = rows.positive if rows.amount is None else rows.positive | (rows.amount > 0)
         groups = np.unique(group[marked[order]])
@@ -144,8 +146,8 @@ class Weighted:
     def _bins(self, order: Integers, group: Integers, scores: Scores) -> None:
         """Residuals summed over the equal-mass bins of the sample; a tie group that an edge cuts is shared out.
 
-        `residuals` [2 (bins + cut groups), U]: predicted minus observed, raw then calibrated; `shares` [bins, bins + cut
-        groups]: what part of each belongs to which bin.
+        `residuals` [2 (bins + cut groups), U]: predicted minus observed, raw then calibrated; `shares`
+        [bins, bins + cut groups]: what part of each belongs to which bin.
         """
         rows, n = self.rows, len(order)
         edges = np.array([n * b // CALIBRATION_BINS for b in range(CALIBRATION_BINS + 1)])
@@ -196,7 +198,7 @@ class Weighted:
     def _captured(
         self, weights: Floats, total: Floats, ends: Floats, ties: Floats, positives: Floats, true: Floats
     ) -> dict[str, Floats]:
-        """Recall, and with money revenue and capture, among the k highest logits; a cut tie group counts in part."""
+        """Recall, revenue and capture among the k highest logits; a tie group that is cut counts in part."""
         columns = np.arange(weights.shape[1])
         if self.money is not None:
             sums = self.money @ weights
