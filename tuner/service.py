@@ -104,14 +104,13 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
     database = retry(lambda: open_database(options.storage, read_only=False), patience_s, "database")
     try:
         _warn(database, options, say)
-        supervisor = _Supervisor(database, options, say)
-        crew = supervisor.crew(devices)
+        supervisor = _Supervisor(database, options, devices, say)
+        crew = supervisor.crew()
         url = database.url.render_as_string(hide_password=False)
         if options.metrics_port is not None:
             from tuner.metrics import serve_metrics
 
             serve_metrics(options.metrics_port, url, crew)
-        say(f"serving {', '.join(options.studies) or 'every queued study'}; workers: {', '.join(devices)}")
         supervisor.put_back()  # what died here before we began says nothing of its trial
         try:
             crew.see_through(supervisor.tick)
@@ -137,15 +136,19 @@ def _warn(database: Database, options: ServiceOptions, say: Callable[[str], None
 class _Supervisor:
     """What a supervisor does beside its worker processes."""
 
-    def __init__(self, database: Database, options: ServiceOptions, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, database: Database, options: ServiceOptions, devices: list[str], say: Callable[[str], None]
+    ) -> None:
         self._database = database
         self._store = Store(database)
         self._options = options
+        self._devices = devices
         self._say = say
         self._notifier = Notifier(database)
         self._next_check = 0.0
+        self._greeted = False
 
-    def crew(self, devices: list[str]) -> Crew:
+    def crew(self) -> Crew:
         options = self._options
         worker = WorkerOptions(
             device="", runs=str(Path(options.runs).absolute()), cache=str(Path(options.runs).absolute() / "cache"),
@@ -155,9 +158,13 @@ class _Supervisor:
             grace_s=options.grace_s,
         )  # fmt: skip
         url = self._database.url.render_as_string(hide_password=False)
-        return Crew(devices, worker, url, Path(options.runs) / "worker-logs", self._say, self._on_death)
+        return Crew(self._devices, worker, url, Path(options.runs) / "worker-logs", self._say, self._on_death)
 
     def tick(self) -> None:
+        if not self._greeted:  # only now: a signal that follows finds workers to stop in order
+            served = ", ".join(self._options.studies) or "every queued study"
+            self._say(f"serving {served}; workers: {', '.join(self._devices)}")
+            self._greeted = True
         now = time.monotonic()
         if now < self._next_check:
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ class TestSupervisor:
         for study, owner in ((one, None), (one, dead()), (two, elsewhere()), (two, dead())):
             assert study.claim(new_worker(study, owner)) is not None
         options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
-        supervisor = service._Supervisor(database, options, print)
+        supervisor = service._Supervisor(database, options, ["cpu"], print)
         supervisor.put_back(crashed=True)
         for study in (one, two):
             assert sorted(trial.state for trial in study.search.trials()) == ["running", "waiting"]
@@ -133,7 +135,7 @@ class TestSupervisor:
         database = Database(sqlite_url)
         study = Study.open(database, "toy")
         options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
-        supervisor = service._Supervisor(database, options, print)
+        supervisor = service._Supervisor(database, options, ["cpu"], print)
         told = [supervisor._on_death(True)]
         for _ in range(3):
             assert study.claim(new_worker(study, dead())) is not None
@@ -167,6 +169,22 @@ class TestSupervisor:
         assert [trial.state for trial in study.search.trials()] == ["waiting"]
         database.close()
 
+    def test_a_supervisor_says_that_it_serves_when_a_signal_stops_it_in_order(
+        self, sqlite_url: str, tmp_path: Path
+    ) -> None:
+        """Whoever stops it at that word must not see it interrupted half-way through its start."""
+        submit(tmp_path, sqlite_url)
+        said: list[str] = []
+
+        def hear(line: str) -> None:
+            said.append(line)
+            if line.startswith("serving"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"), devices="cpu", workers=1)
+        service.serve(options, hear)
+        assert any("stop at their next measurement" in line for line in said)
+
     def test_a_fault_puts_back_too(self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         submit(tmp_path, sqlite_url)
         database = Database(sqlite_url)
@@ -192,7 +210,7 @@ class TestSupervisor:
             assert study.claim(new_worker(study, dead())) is not None
         newer.store.update_study(newer.id, '{"unheard": 1}', "99.0", "{}")
         options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"))
-        service._Supervisor(database, options, print).put_back()
+        service._Supervisor(database, options, ["cpu"], print).put_back()
         assert [trial.state for trial in toy.search.trials()] == ["waiting"]
         with pytest.raises(InputError, match=r"expected a specification of this tuner version, got one of 99\.0"):
             Study.open(database, "newer")
