@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from models import TRAINERS, get_trainer
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # A study's name is the name of its folder: it must not lead out of the folder of runs.
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 MAX_NAME = 100
+
+# Tells the seeds of replicates from others that are derived from a study's.
+_REPLICATES = 0x65_76_61_6C
 
 # What every trainer measures of the decision's task at every step, and which way is better.
 _MAXIMISED = (
@@ -126,11 +130,54 @@ class NotifySpec(FrozenModel):
         return url
 
 
+class VerdictSpec(FrozenModel):
+    """What an evaluation decides, written down before it looks: does `treatment` help over `baseline`?
+
+    Args:
+        baseline: an arm.
+        treatment: another one.
+        min_gain: the least gain of the decision's PR-AUC that counts as help.
+        reading: of `min_gain`: a share of the baseline's PR-AUC, or PR-AUC itself.
+    """
+
+    baseline: str
+    treatment: str
+    min_gain: float = Field(default=0.03, ge=0.0, lt=1.0, allow_inf_nan=False)
+    reading: Literal["relative", "points"] = "relative"
+
+    @model_validator(mode="after")
+    def _compares_two(self) -> VerdictSpec:
+        if self.baseline == self.treatment:
+            raise ValueError(f"treatment: expected another arm than the baseline, got {self.treatment!r} twice")
+        return self
+
+
+class GateSpec(FrozenModel):
+    """What `tuner promote` asks of a model; null leaves a rule out, a number that is missing fails its rule.
+
+    Args:
+        certificate: its threshold is certified.
+        champion: its PR-AUC on test is not below the interval of the champion's.
+        max_ece: of the calibrated probabilities on test.
+        max_feature_pr_auc: what a single feature reaches alone; more is taken for a leak.
+        max_pr_auc: more on test is taken for a leak.
+        max_size_mb: of the model's folder.
+    """
+
+    certificate: bool = True
+    champion: bool = True
+    max_ece: float | None = Field(default=0.05, ge=0.0, le=1.0)
+    max_feature_pr_auc: float | None = Field(default=None, gt=0.0, le=1.0)
+    max_pr_auc: float | None = Field(default=None, gt=0.0, le=1.0)
+    max_size_mb: float | None = Field(default=500.0, gt=0.0, allow_inf_nan=False)
+
+
 class Spec(FrozenModel):
     """A study as it was specified. `data` and `config` are held against the trainer by `check_spec`.
 
     `arms` are overlays on `config`, in the order in which they are dealt; `n_trials` counts ended trials. `notify`
-    names a webhook that is told when the study finishes, stalls or keeps failing.
+    names a webhook that is told when the study finishes, stalls or keeps failing. With `replicate` nothing is
+    searched: every arm is trained again and again, each time with the next seed.
     """
 
     study: str = Field(pattern=f"^{STUDY_NAME}$", max_length=MAX_NAME)
@@ -148,6 +195,9 @@ class Spec(FrozenModel):
     pruner: PrunerSpec = Field(default_factory=PrunerSpec)
     max_failures_in_a_row: int = Field(default=3, ge=1)
     notify: NotifySpec | None = None
+    replicate: bool = False
+    verdict: VerdictSpec | None = None
+    gate: GateSpec = Field(default_factory=GateSpec)
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -157,6 +207,31 @@ class Spec(FrozenModel):
         if isinstance(arms, Mapping):
             return {name: {} if overlay is None else overlay for name, overlay in arms.items()}
         return arms
+
+    @model_validator(mode="after")
+    def _replicates_search_nothing(self) -> Spec:
+        if self.replicate and self.space.dimensions:
+            raise ValueError("replicate: expected no space, as nothing is searched, got one; remove either")
+        if self.replicate and self.pruner.name != "none":
+            raise ValueError(
+                f"replicate: expected `pruner: {{name: none}}`, as every fit has to end, got {self.pruner.name}"
+            )
+        return self
+
+    @property
+    def question(self) -> VerdictSpec | None:
+        """What the verdict is about: as specified, else the first arm against the second; None with one arm."""
+        if self.verdict is None and len(self.arms) > 1:
+            baseline, treatment, *_ = self.arms
+            return VerdictSpec(baseline=baseline, treatment=treatment)
+        return self.verdict
+
+    def seed_of(self, number: int) -> int:
+        """The seed of a trial: the study's, or where it replicates that of its round, the same for every arm."""
+        if not self.replicate:
+            return self.seed
+        entropy = np.random.SeedSequence([self.seed, _REPLICATES, number // len(self.arms)])
+        return int(entropy.generate_state(1)[0])
 
     def to_json(self) -> str:
         """The specification as text for the database, which holds no path: data are known by their content.
@@ -266,10 +341,11 @@ class _Parts:
     config: dict[str, Any] | None
     arms: dict[str, dict[str, Any]]
     space: Space
+    verdict: VerdictSpec | None
 
     @classmethod
     def of(cls, spec: Spec) -> _Parts:
-        names = ("trainer", "data", "decision", "objective", "config", "arms", "space")
+        names = ("trainer", "data", "decision", "objective", "config", "arms", "space", "verdict")
         return cls(**{name: getattr(spec, name) for name in names})
 
     @classmethod
@@ -287,13 +363,18 @@ class _Parts:
         arms = {name: arm for name, arm in arms.items() if isinstance(arm, dict)}
         trainer = tree.get("trainer") if isinstance(tree.get("trainer"), str) else None
         decision, objective = model("decision", Decision), model("objective", Objective)
-        return cls(trainer, mapping("data"), decision, objective, mapping("config"), arms, space)
+        verdict = model("verdict", VerdictSpec)
+        return cls(trainer, mapping("data"), decision, objective, mapping("config"), arms, space, verdict)
 
     def problems_without_trainer(self) -> Iterator[Problem]:
         if self.trainer is not None and (message := _unknown_trainer(self.trainer)):
             yield Problem("trainer", message)
         if self.decision is not None and self.objective is not None:
             yield from _objective_problems(self.objective, self.decision)
+        if self.verdict is not None:
+            for side in ("baseline", "treatment"):
+                if (arm := getattr(self.verdict, side)) not in self.arms:
+                    yield Problem(f"verdict.{side}", expected_one_of(arm, self.arms))
         if self.config is not None:
             for arm, overlay in self.arms.items():
                 yield from _overlay_problems(self.config, overlay, f"arms.{arm}", "")
@@ -399,6 +480,7 @@ def _at_owner(problem: Problem, arm: str, overlay: Mapping[str, Any]) -> Problem
 
 
 _FREE = ("study", "description", "n_trials", "max_failures_in_a_row", "data.path", "notify")
+_FREE_SECTIONS = ("notify.", "gate.")
 
 
 def differences(old: Spec, new: Spec) -> list[str]:
@@ -406,8 +488,11 @@ def differences(old: Spec, new: Spec) -> list[str]:
     `space.optimizer.lr.high: 0.01 -> 0.03`.
 
     Name, description, number of trials, `data.path` (the content's hash is compared instead),
-    `max_failures_in_a_row` and `notify` are free to change.
+    `max_failures_in_a_row`, `notify` and `gate` are free to change. `verdict` may be added; what was said once
+    stays, so that nobody chooses the question after the answer.
     """
+    if old.verdict is None:
+        new = new.model_copy(update={"verdict": None})
     before, after = _flat(old), _flat(new)
     lines = []
     for path in dict.fromkeys((*before, *after)):
@@ -425,7 +510,7 @@ def _flat(spec: Spec) -> dict[str, str]:
     for dimension in spec.space.dimensions:
         tree[f"space.{dimension.path}"] = {"kind": dimension.kind, **dimension.as_leaf()}
     flat = {path: _text(value) for path, value in leaves(tree).items()}
-    return {path: text for path, text in flat.items() if path not in _FREE and not path.startswith("notify.")}
+    return {path: text for path, text in flat.items() if path not in _FREE and not path.startswith(_FREE_SECTIONS)}
 
 
 def _text(value: Any) -> str:

@@ -175,8 +175,9 @@ class Worker:
         reporter = Reporter(self.study, claim, directory)
         try:
             config = self.trainer.Config.model_validate(self._config(claim))
+            spec = self.study.spec
             run = Run(
-                directory, self.study.spec.seed, self.options.torch_device, claim.attempt, self.study.spec.decision
+                directory, spec.seed_of(claim.number), self.options.torch_device, claim.attempt, spec.decision
             )
             self._patiently(reporter.resume, "resume")
             with self._uploading(claim, directory) as uploads:

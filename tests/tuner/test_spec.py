@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 
 from models import get_trainer
 from models.trainer import Decision, FrozenModel, InputError, Problem
-from tuner.spec import Objective, PrunerSpec, Spec, SpecError, check_spec, differences, load_spec
+from tuner.spec import Objective, PrunerSpec, Spec, SpecError, VerdictSpec, check_spec, differences, load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("mvp13", "census")
@@ -414,6 +415,19 @@ def test_scalars_are_those_of_yaml_1_2(small: Path):
         ),
         ("arms:\n", "n_trails: 3\narms:\n", ":12: n_trails: unknown key: "),
         ("arms:\n", "n_trials: 0\narms:\n", ":12: n_trials: expected a number of at least 1, got 0"),
+        (
+            "arms:\n",
+            "verdict: {baseline: single, treatment: bath}\narms:\n",
+            ":12: verdict.treatment: expected one of both, single, got 'bath'; did you mean 'both'?",
+        ),
+        (
+            "arms:\n",
+            "verdict: {baseline: single, treatment: single}\narms:\n",
+            ":12: verdict.treatment: expected another arm than the baseline, got 'single' twice",
+        ),
+        ("arms:\n", "gate: {max_ece: 2}\narms:\n", ":12: gate.max_ece: expected a number of at most 1, got 2"),
+        ("arms:\n", "gate: {champ: true}\narms:\n", ":12: gate.champ: unknown key: "),
+        ("arms:\n", "replicate: true\narms:\n", ":12: replicate: expected no space, as nothing is searched"),
     ],
 )
 def test_a_fault_is_told_at_its_line(small: Path, old: str, new: str, expected: str):
@@ -622,6 +636,9 @@ def test_any_study_survives_the_database(config: dict[str, Any], overlay: dict[s
         ("description=other words", []),
         ("data.path=elsewhere", []),
         ("max_failures_in_a_row=9", []),
+        ("gate={champion: false, max_ece: null}", []),
+        # a verdict may be added to a study that had none
+        ("verdict={baseline: both, treatment: single, min_gain: 0.1}", []),
         ("config.width=64.0", []),
     ],
 )
@@ -659,6 +676,64 @@ def test_the_order_of_keys_and_the_place_of_the_file_are_no_difference(small: Pa
     new = load_spec(str(tmp_path / "other.yaml"))
     assert new == old
     assert differences(old, new) == []
+
+
+def test_a_verdict_that_was_written_down_stays(small: Path):
+    asked = "verdict={baseline: single, treatment: both, min_gain: 0.05}"
+    old = load_spec("small", [asked])
+    assert differences(old, load_spec("small", [asked, "verdict.min_gain=0.03"])) == [
+        "verdict.min_gain: 0.05 -> 0.03"
+    ]
+    assert "verdict.baseline: 'single' -> absent" in differences(old, load_spec("small"))
+
+
+def test_a_study_that_was_stored_before_there_were_verdicts_is_no_other(small: Path):
+    spec = load_spec("small")
+    tree = json.loads(spec.to_json())
+    for name in ("replicate", "verdict", "gate"):
+        del tree[name]
+    stored = Spec.from_json(json.dumps(tree))
+    assert differences(stored, spec) == []
+    assert stored.seed_of(3) == spec.seed
+    assert stored.gate.certificate is True
+
+
+# -- verdicts and replicates ----------------------------------------------------------------------------------
+
+
+def test_without_a_verdict_the_first_arm_is_held_against_the_second(small: Path):
+    assert load_spec("small").question == VerdictSpec(
+        baseline="single", treatment="both", min_gain=0.03, reading="relative"
+    )
+    asked = load_spec("small", ["verdict={baseline: both, treatment: single, reading: points}"])
+    assert asked.question == VerdictSpec(baseline="both", treatment="single", reading="points")
+    assert asked.model_copy(update={"arms": {"one": {}}, "verdict": None}).question is None
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_studies_ask_whether_joint_training_helps(name: str):
+    spec = load_spec(name)
+    assert spec.verdict is not None
+    assert spec.verdict.baseline == next(iter(spec.arms))
+    assert spec.verdict.treatment == "multi_task_all"
+    assert (spec.verdict.min_gain, spec.verdict.reading) == (0.03, "relative")
+    assert spec.gate.max_feature_pr_auc is not None
+
+
+def test_replicates_have_a_seed_a_round_that_all_arms_share(small: Path):
+    spec = load_spec("small", ["replicate=true", "space=null", "pruner.name=none"])
+    seeds = [spec.seed_of(number) for number in range(8)]
+    assert seeds[::2] == seeds[1::2]
+    assert len(set(seeds)) == 4
+    assert seeds == [Spec.from_json(spec.to_json()).seed_of(number) for number in range(8)]
+    other = load_spec("small", ["replicate=true", "space=null", "pruner.name=none", "seed=43"])
+    assert not set(seeds) & {other.seed_of(number) for number in range(8)}
+    assert spec.seed not in seeds  # the search has seen that one
+
+
+def test_replicates_are_never_pruned(small: Path):
+    with pytest.raises(SpecError, match=r"replicate: expected `pruner: \{name: none\}`"):
+        load_spec("small", ["replicate=true", "space=null"])
 
 
 # -- small things -------------------------------------------------------------------------------------------
