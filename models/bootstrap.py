@@ -11,7 +11,7 @@ Two things are drawn at random when an arm is evaluated, and an interval has to 
   units that hold the positives, (sum p)^2 / sum p^2 - 1 with p the positives of each. With hundreds of such
   units nothing changes.
 - **Seeds.** Drawing S of S seeds would be too sure by (S - 1) / S in variance, and its tails stop at the seeds
-  seen: differences of arms whose seeds matter are then held in 88 % of samples instead of 95 %, with 2 or 3 seeds.
+  seen: with 2 or 3 seeds that matter, 95 % intervals of a difference were seen to hold in 88 to 90 % of samples.
   Every replicate is instead the mean over all seeds, moved by Student's t times the standard error over seeds,
   with S - 1 degrees of freedom for one model and those of Welch for two. Two seeds give very wide intervals:
   that is what two seeds tell. **One seed has no spread**: its interval is that of this one fit.
@@ -27,6 +27,7 @@ the value.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,8 @@ _BLOCK = 32  # replicates that one product weighs at once: the units' weights of
 _CHUNK_BYTES = 2**29  # weights, one byte each, that are drawn before the fits are gone through
 _MAX_DRAWS = 10_000  # of one replicate
 
-_SHARES = ("pr_auc", "roc_auc", "recall_", "revenue_", "capture_", "ece_", "brier_")  # between 0 and 1
+# metrics between 0 and 1
+_SHARES = re.compile(r"(pr|roc)_auc|(recall|revenue|capture)_at_\d+pct|(ece|brier)_(raw|calibrated)")
 _SIGNED = ("_bias", "_bias_raw")
 
 
@@ -152,6 +154,8 @@ class Draws:
 
     def contrast(self, model: str, against: str, metric: str, reading: Reading) -> _Spread:
         """The whole distribution of a difference, as points or as a share of `against`."""
+        if model == against:
+            raise InputError(f"{metric} of {model}: expected another model to compare with, got itself")
         if reading == "points":
             return self._spread([(model, 1.0), (against, -1.0)], metric)
         value, base = self.value(model, metric), self.value(against, metric)
@@ -211,7 +215,7 @@ class Draws:
 
 
 def _bounds(metric: str) -> tuple[float, float]:
-    if metric.startswith(_SHARES):
+    if _SHARES.fullmatch(metric):
         return 0.0, 1.0
     return (-np.inf if metric.endswith(_SIGNED) else 0.0), np.inf
 

@@ -22,8 +22,8 @@ class Verdict:
     """Whether `arm` beats `against` by at least `min_gain`, with the figures that say so.
 
     `min_gain` is a share of the metric of `against` (reading `relative`) or a difference of the metric itself
-    (`points`: 0.03 are three percentage points). `difference` and `relative` are both given, the reading's own
-    decides: `helps` iff the whole interval is at least `min_gain`, `does not` iff all of it is below, else `undecided`.
+    (`points`: 0.03 are three percentage points). Both are given, the reading's own decides: `helps` iff the whole
+    interval is at least `min_gain`, `does not` iff all of it is below, else `undecided`.
     `positives_needed` are the positives more than `n_positive` that would decide it if the estimate stayed where it
     is; None where it is decided, or where no number would do, as the spread between seeds alone is too wide.
     """
@@ -137,11 +137,12 @@ def _sentence(verdict: Verdict, draws: Draws) -> str:
         "does not": f"{arm} does not help as much as asked",
         "undecided": f"Whether {arm} helps is undecided with these data",
     }[verdict.outcome]
+    name, own, other = _NAMES.get(metric, metric), draws.value(arm, metric), draws.value(against, metric)
+    low, high, gain, asked = (100.0 * x for x in (decides.low, decides.high, decides.value, verdict.min_gain))
+    interval = f"{100.0 * verdict.confidence:g} % interval {low:+.2f} to {high:+.2f}"
     text = (
-        f"{says}: {_NAMES.get(metric, metric)} {draws.value(arm, metric):.4f} against "
-        f"{draws.value(against, metric):.4f} of {against}, {100.0 * decides.value:+.2f}{unit} ({100.0 * verdict.confidence:g} % interval "
-        f"{100.0 * decides.low:+.2f} to {100.0 * decides.high:+.2f}; asked for was at least "
-        f"{100.0 * verdict.min_gain:+g}{unit})"
+        f"{says}: {name} {own:.4f} against {other:.4f} of {against}, {gain:+.2f}{unit} "
+        f"({interval}; asked for was {asked:+g}{unit} or more)"
     )
     if verdict.positives_needed is not None:
         more = f"{verdict.positives_needed:,} more positives beside the {verdict.n_positive:,}"

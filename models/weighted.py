@@ -109,7 +109,7 @@ class Weighted:
 
     def __init__(self, rows: Rows, scores: Scores) -> None:
         self.rows = rows
-        order = np.argsort(-scores.logits, kind="stable")
+        order = np.argsort(-scores.logits)
         ranked = scores.logits[order]
         group = np.concatenate([[0], np.cumsum(ranked[1:] != ranked[:-1])])  # tie group of each place
         self._rank(order, group)
@@ -231,9 +231,7 @@ class Weighted:
 
 
 def _sparse(row: Integers, column: np.ndarray, values: Floats, shape: tuple[int, int]) -> sparse.csr_array:
-    matrix = sparse.coo_array((values, (row.astype(np.int32), column)), shape=shape).tocsr()
-    matrix.sum_duplicates()
-    return matrix
+    return sparse.coo_array((values, (row.astype(np.int32), column)), shape=shape).tocsr()
 
 
 def _count_upto(ends: Floats, depth: Integers) -> Integers:
