@@ -2,6 +2,9 @@
 
 Written against the seam alone; it keeps every promise of `models.trainer.Trainer`. Its weights depend on every step
 since the first, so a step that was left out, doubled or trained by another seed shows in them.
+
+Every role has 100 rows. Who is positive follows a hidden signal; a model sees it the more clearly, the higher its
+curve has risen, and through noise that its weights decide. So the best fit ranks well, and no two rank alike.
 """
 
 from __future__ import annotations
@@ -22,20 +25,30 @@ from typing import Any
 import numpy as np
 
 from models.trainer import (
+    ROLES,
+    Ablation,
     DataSpec,
     Decision,
+    Features,
     FileStamp,
     FrozenModel,
     InputError,
+    Labels,
     Manifest,
     Measurement,
     Predictions,
     Problem,
     Role,
     Run,
+    ScoredRows,
 )
 
 log = logging.getLogger(__name__)
+
+N_ROWS = 100  # of a role
+ROWS_PER_USER = 4
+_GROUPS = {"signal": 0.2, "weather": 1.0}  # what is left of the signal without the group
+_UNITS = (0.6, 0.9, 1.0)
 
 
 class ToyConfig(FrozenModel):
@@ -70,6 +83,11 @@ class ToyData(FrozenModel):
 @dataclass(frozen=True)
 class ToyDataset:
     manifest: Manifest
+    roles: frozenset[Role] = frozenset(ROLES)
+
+    def require(self, role: Role) -> None:
+        if role not in self.roles:
+            raise KeyError(f"role {role} was not opened (opened: {', '.join(sorted(self.roles))})")
 
 
 class ToyTrainer:
@@ -86,10 +104,9 @@ class ToyTrainer:
         if data.options.file is not None:
             stamp = _stamp(data, data.options.file)
             source = f"toy file {data.options.file}"
-            return ToyDataset(Manifest(stamp.sha256, source, False, rows, {data.options.file: stamp}))
-        return ToyDataset(
-            Manifest(f"{data.options.content:0<16}", f"toy data {data.options.content!r}", False, rows)
-        )
+            return ToyDataset(Manifest(stamp.sha256, source, False, rows, {data.options.file: stamp}), roles)
+        source = f"toy data {data.options.content!r}"
+        return ToyDataset(Manifest(f"{data.options.content:0<16}", source, False, rows), roles)
 
     def describe(self, data: DataSpec) -> Mapping[str, Any]:
         return {"tables": {"rows": {"columns": ["role", "rows"], "rows": [["train", 100]]}}, "checks": []}
@@ -110,8 +127,110 @@ class ToyTrainer:
             yield replace(measurement, curves=_curves(measurement))
 
     def predict(self, checkpoint: Path, data: ToyDataset, role: Role, device: str = "cpu") -> Predictions:
-        value = _read(checkpoint)[0].metrics["valid/toy/pr_auc"]
-        return Predictions({"toy": np.full(data.manifest.rows[role], value)})
+        """The logit of `toy`, and the amount expected of a positive."""
+        return Predictions(_scores(checkpoint, toy_rows(data, role)))
+
+    def labels(self, data: ToyDataset, role: Role, decision: Decision) -> Labels:
+        """The unit is the row, or the user, who has four rows, where the decision names `user`."""
+        rows = toy_rows(data, role)
+        unit = np.arange(N_ROWS) // (ROWS_PER_USER if decision.unit == "user" else 1)
+        money = np.where(rows.labels == 1, rows.money, 0.0)
+        amount = np.where(rows.labels == 1, rows.money, np.nan).astype(np.float32)
+        return Labels({"toy": rows.labels, "money": amount}, unit, money, {"money": "log1p"})
+
+    def features(self, data: ToyDataset, role: Role) -> Features:
+        rows = toy_rows(data, role)
+        numeric = np.stack([rows.hint, rows.weather], axis=1).astype(np.float32)
+        codes = (1 + (np.arange(N_ROWS) % 3)).astype(np.int32)[:, None]
+        return Features(numeric, ("hint", "weather"), codes, ("colour",), (4,))
+
+    def ablate(
+        self, checkpoint: Path, data: ToyDataset, role: Role, decision: Decision, device: str = "cpu"
+    ) -> Iterator[Ablation]:
+        rows = toy_rows(data, role)
+        for name, left in _GROUPS.items():
+            yield Ablation("group", name, _scores(checkpoint, rows, left)["toy"])
+        for unit, left in enumerate(_UNITS):
+            yield Ablation("unit", str(unit), _scores(checkpoint, rows, left)["toy"])
+
+    def export(self, checkpoint: Path, data: ToyDataset, folder: Path) -> None:
+        value, weights = _read(checkpoint)[0].metrics["valid/toy/pr_auc"], _read(checkpoint)[1]
+        content = {"trainer": "tests.toy:ToyTrainer", "value": value, "weights": weights}
+        (folder / "model.json").write_text(json.dumps(content))
+
+    def score(
+        self, model: Path, source: Path, cache: Path, device: str = "cpu", batch_rows: int = 65536
+    ) -> Iterator[ScoredRows]:
+        """Of a text file with the heading `hint` and a number a line; the key of a row is its line."""
+        try:
+            value = float(json.loads((model / "model.json").read_bytes())["value"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{model}: expected an exported toy, got {error!r}; export it again") from error
+        for first, hints in _batches(source, batch_rows):
+            scores = {"toy": _logit(value, hints), "money": _amount(value, hints)}
+            keys = {"line": first + 2 + np.arange(len(hints))}
+            yield ScoredRows(first, None, keys, Predictions(scores))
+
+
+@dataclass(frozen=True)
+class ToyRows:
+    """The truth of a role: `hint` is the signal with noise in it. Shape: each [N_ROWS]."""
+
+    labels: np.ndarray
+    money: np.ndarray
+    hint: np.ndarray
+    weather: np.ndarray
+    key: str
+
+
+def toy_rows(data: ToyDataset, role: Role) -> ToyRows:
+    """The same for the same data and role, 40 of 100 positive. Raises KeyError where the role was not opened."""
+    data.require(role)
+    key = f"{data.manifest.data_hash} {role}"
+    rng = _generator(key)
+    signal, noise, weather, money = rng.normal(size=(4, N_ROWS))
+    order = np.argsort(-(signal + 0.3 * noise), kind="stable")
+    labels = np.zeros(N_ROWS, np.float32)
+    labels[order[:40]] = 1.0
+    return ToyRows(labels, np.ceil(np.exp(2 + money)), signal, weather, key)
+
+
+def _scores(checkpoint: Path, rows: ToyRows, left: float = 1.0) -> dict[str, np.ndarray]:
+    measurement, weights = _read(checkpoint)
+    value = measurement.metrics["valid/toy/pr_auc"]
+    noise = 0.5 * _generator(f"{weights} {rows.key}").normal(size=N_ROWS)
+    return {"toy": _logit(value * left, rows.hint, noise), "money": _amount(value, rows.weather)}
+
+
+def _logit(value: float, hint: np.ndarray, noise: np.ndarray | float = 0.0) -> np.ndarray:
+    return (4.0 * value * hint + noise - 0.5).astype(np.float32)
+
+
+def _amount(value: float, weather: np.ndarray) -> np.ndarray:
+    return np.exp(2.0 + 0.1 * value * weather).astype(np.float32)
+
+
+def _generator(key: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+
+
+def _batches(source: Path, batch_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    if not source.is_file():
+        raise InputError(f"{source}: expected a file of rows for the toy, got nothing; name one that exists")
+    with source.open(encoding="utf-8") as lines:
+        if next(lines, "").strip() != "hint":
+            raise InputError(f"{source}:1: expected the column hint; name a file that has it")
+        first, hints = 0, []
+        for number, line in enumerate(lines, 2):
+            try:
+                hints.append(float(line))
+            except ValueError as error:
+                raise InputError(f"{source}:{number}: expected a number, got {line.strip()!r}; mend it") from error
+            if len(hints) == batch_rows:
+                yield first, np.array(hints)
+                first, hints = first + len(hints), []
+        if hints:
+            yield first, np.array(hints)
 
 
 def stored_weights(checkpoint: Path) -> str:
