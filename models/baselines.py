@@ -27,7 +27,7 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # prior variances of a linear model's weigh
 
 _BLOCK = 65536
 _LINEAR_STEPS = 200
-_ROUNDS = 2000
+_ROUNDS = 1000
 _PATIENCE = 50  # boosting rounds without a better figure on valid
 _BOOSTING = {"tree_method": "hist", "learning_rate": 0.1, "max_depth": 6, "subsample": 0.8, "nthread": 1}
 
