@@ -14,19 +14,23 @@ from pathlib import Path
 from models.trainer import InputError
 
 LOCK, LOG = "run.lock", "run.log"
+EVALUATE_LOCK = "evaluate.lock"
 STARTED_WITHIN_S = 600.0  # data may have to be prepared first
 
 
 @contextmanager
-def running_alone(folder: Path) -> Iterator[None]:
+def running_alone(folder: Path, lock: str = LOCK) -> Iterator[None]:
     """Hold the study's folder for this process; it is free again when the process ends, however it ends.
+
+    Args:
+        lock: LOCK for a run of the study, EVALUATE_LOCK for its evaluation; one does not exclude the other.
 
     Raises:
         InputError: another process holds it; names its pid.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise InputError(
             f"--runs {folder.parent}: expected a folder to write to, got {error.strerror}; name another"
@@ -36,9 +40,10 @@ def running_alone(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.read(descriptor, 32).decode().strip() or "?"
+            what = "run" if lock == LOCK else "evaluation"
+            ends = f"`tuner stop --study {folder.name}` or `kill {pid}`" if lock == LOCK else f"`kill {pid}`"
             raise InputError(
-                f"{folder}: expected no other run of this study, got process {pid} at it; "
-                f"`tuner stop --study {folder.name}` or `kill {pid}` ends it"
+                f"{folder}: expected no other {what} of this study, got process {pid} at it; {ends} ends it"
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

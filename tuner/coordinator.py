@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tuner")
 
+# The study that holds the fits of a study's evaluation k.
+EVALUATION_NAME = re.compile(r"(.+)\.evaluation-(\d+)")
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -96,6 +99,11 @@ def read_spec(options: RunOptions) -> tuple[Spec, Any]:
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
     spec = load_spec(options.study, overrides)
+    if evaluated := EVALUATION_NAME.fullmatch(options.name or spec.study):
+        raise InputError(
+            f"{'--name' if options.name else 'study'}: expected another name, got {evaluated[0]!r}, which is that of "
+            f"an evaluation; `tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
+        )
     trainer = models.get_trainer(spec.trainer)
     check_spec(spec, trainer)
     return spec, trainer
@@ -137,22 +145,14 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
     name = options.name or spec.study
     store = Store(database)
     if not _is_stored(database, name):
-        _refuse_leftovers(Path(options.runs) / name)
-        if options.artifacts and Uploads(open_artifacts(options.artifacts), name).has_study():
-            raise InputError(
-                f"{options.artifacts}: expected nothing of a new study {name!r}, got that of another database; "
-                "use --name NEW or another --artifacts"
-            )
+        refuse_leftovers(Path(options.runs) / name, options.artifacts)
     create_schema(database)
     create_optuna_schema(database)
     data = json.dumps(asdict(manifest))
     with database.exclusive("studies"):
         row = store.find_study(name)
         if row is None:
-            search = Search(database, spec, name, create=True)
-            n_trials = options.n_trials or spec.n_trials
-            row = store.create_study(name, spec.to_json(), data, version("tuner"), n_trials)
-            return Study(database, row, spec, search)
+            return create_study(database, name, spec, data, options.n_trials or spec.n_trials)
     refused = refusals(row, spec, manifest)
     if refused:
         raise InputError(
@@ -167,6 +167,13 @@ def open_study(spec: Spec, manifest: Manifest, options: RunOptions, database: Da
     # What was free to change is taken over: workers read the stored specification.
     store.update_study(row.id, spec.to_json(), version("tuner"), data)
     return Study(database, row, spec, Search(database, spec, name))
+
+
+def create_study(database: Database, name: str, spec: Spec, data: str, n_trials: int) -> Study:
+    """A new study, Optuna's side first. The caller holds the lock of studies."""
+    search = Search(database, spec, name, create=True)
+    row = Store(database).create_study(name, spec.to_json(), data, version("tuner"), n_trials)
+    return Study(database, row, spec, search)
 
 
 def refusals(row: StudyRow, spec: Spec, manifest: Manifest) -> list[str]:
@@ -191,12 +198,21 @@ def _refuse_others(folder: Path, options: RunOptions, database: Database) -> Non
         )
 
 
-def _refuse_leftovers(folder: Path) -> None:
-    """A new study must not take up the checkpoints of another one, whose database was removed or is not this."""
+def refuse_leftovers(folder: Path, artifacts: str | None = None) -> None:
+    """A new study must not take up the checkpoints of another one, whose database was removed or is not this.
+
+    Raises:
+        InputError: there are some in its folder, or in its part of the artifact store.
+    """
     if any((folder / "trials").glob("*")):
         raise InputError(
             f"{folder}: expected no trials of a new study, got those of another database; move the folder away, "
             "or use --name NEW or another --runs"
+        )
+    if artifacts and Uploads(open_artifacts(artifacts), folder.name).has_study():
+        raise InputError(
+            f"{artifacts}: expected nothing of a new study {folder.name!r}, got that of another database; "
+            "use --name NEW or another --artifacts"
         )
 
 
@@ -223,7 +239,7 @@ def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
         folder = Path(options.runs) / name
         if not _is_stored(database, name):
             _refuse_others(folder, options, database)
-            _refuse_leftovers(folder)
+            refuse_leftovers(folder)
         with running_alone(folder):
             study = open_study(spec, manifest, options, database)
             return _run(study, manifest, devices, options, observer)
@@ -254,7 +270,7 @@ def _run(
         observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
     else:
         crew = _crew(study, devices, options, observer)
-        watch = _Watch(study, observer, started)
+        watch = Watch(study, observer, started)
         observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(crew.devices)}")
         try:
             interrupts = crew.see_through(watch.tick, options.timeout_s)
@@ -295,25 +311,36 @@ def _crew(study: Study, devices: Sequence[str], options: RunOptions, observer: O
         grace_s=options.grace_s,
     )  # fmt: skip
     data_path = options.data_path(study.spec)
-    url = study.database.url.render_as_string(hide_password=False)
-    logs = Path(options.runs) / study.name / "logs"
     if options.launcher == "ray":
         from tuner.ray_launcher import RayCrew
 
         # A node has its own disks: there data are found by their content.
         worker = replace(worker, roots=(str(data_path.absolute()),))
-        return RayCrew(options.workers, worker, url, logs, observer.say)
+        return RayCrew(options.workers, worker, _url(study), _logs(study, worker), observer.say)
+    worker = replace(worker, data_path=str(data_path), data_path_given=options.data is not None)
+    return local_crew(study, devices, worker, observer)
+
+
+def local_crew(study: Study, devices: Sequence[str], worker: WorkerOptions, observer: Observer) -> Crew:
+    """Worker processes of this machine that serve one study, not started yet."""
 
     def on_death(crashed: bool) -> int:
         study.recover(crashed=crashed)
         return study.store.count_measurements(study.id)
 
-    worker = replace(worker, data_path=str(data_path), data_path_given=options.data is not None)
-    return Crew(devices, worker, url, logs, observer.say, on_death)
+    return Crew(devices, worker, _url(study), _logs(study, worker), observer.say, on_death)
 
 
-class _Watch:
-    """What a run does beside its workers: show progress, notify."""
+def _url(study: Study) -> str:
+    return study.database.url.render_as_string(hide_password=False)
+
+
+def _logs(study: Study, worker: WorkerOptions) -> Path:
+    return Path(worker.runs) / study.name / "logs"
+
+
+class Watch:
+    """What a run does beside its workers: show progress, notify. `started` is the monotonic time of its begin."""
 
     def __init__(self, study: Study, observer: Observer, started: float) -> None:
         self._study = study

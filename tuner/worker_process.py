@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 import models
 from models.location import locate
-from models.trainer import SEARCH_ROLES, DataSpec, DiskError, FileStamp, InputError
+from models.trainer import SEARCH_ROLES, DataSpec, DiskError, FileStamp, InputError, Role
 from storage.artifacts import open_artifacts
 from storage.database import Database, DatabaseUnavailable, StorageError, Unavailable, retry
 from storage.leases import LeaseThread, ProcessIdentity
@@ -189,8 +189,11 @@ def own_folder(folder: Path, row: StudyRow) -> None:
         raise DiskError(error.errno, f"{marker}: cannot write ({error.strerror}); mend it, run again") from error
 
 
-def load_data(trainer: Any, section: dict[str, Any], stored: dict[str, Any], options: WorkerOptions) -> Any:
-    """A study's train and valid rows.
+def load_data(
+    trainer: Any, section: dict[str, Any], stored: dict[str, Any], options: WorkerOptions,
+    roles: frozenset[Role] = SEARCH_ROLES,
+) -> Any:  # fmt: skip
+    """A study's data, with these roles opened: train and valid alone, but for an evaluation.
 
     Args:
         section: the specification's `data`; as stored it holds no path.
@@ -211,7 +214,7 @@ def load_data(trainer: Any, section: dict[str, Any], stored: dict[str, Any], opt
     given = options.data_path_given or options.data_path is None
     wanted = DataSpec(chosen, path, Path(options.cache), given and path is not None)
     try:
-        data = trainer.load(wanted, SEARCH_ROLES)
+        data = trainer.load(wanted, roles)
     except (InputError, DiskError):
         raise
     except Exception as error:  # of any trainer's: the studies of others go on
@@ -223,7 +226,7 @@ def load_data(trainer: Any, section: dict[str, Any], stored: dict[str, Any], opt
         raise InputError(
             f"{path or 'simulated data'}: expected {stored['source']} ({stored['data_hash'][:12]}), got "
             f"{data.manifest.source} ({data.manifest.data_hash[:12]}); the data or the tuner version changed since "
-            "the study began: use --name NEW"
+            "the study began: name the former data with --data, or make a new study with --name NEW"
         )
     return data
 
