@@ -44,7 +44,7 @@ from models.weighted import Floats, Rows, Scores, Weighted
 
 Reading = Literal["relative", "points"]
 
-_BLOCK = 32  # replicates that one product weighs at once: the units' weights of a block stay in the cache
+_BLOCK_ENTRIES, _LEAST_BLOCK, _MOST_BLOCK = 2**20, 16, 128  # weights that one product takes: they stay in the cache
 _CHUNK_BYTES = 2**29  # weights, one byte each, that are drawn before the fits are gone through
 _MAX_DRAWS = 10_000  # of one replicate
 
@@ -243,16 +243,18 @@ def resample(
         `rmse`, `bias` (mean of predicted less actual) after smearing, and with `_raw` behind it before smearing.
 
     Raises:
-        InputError: labels other than 0 or 1, no positives, amounts below 0, fewer than two units.
+        InputError: labels other than 0 or 1, no positives, amounts below 0, fewer than two units or replicates.
         FloatingPointError: a score that is not finite.
         ValueError: arrays of different lengths, fits of one model that predict different amounts, no fit.
     """
+    if n_replicates < 2:
+        raise InputError(f"bootstrap: expected at least 2 replicates, got {n_replicates}")
     rows = _check(sample, models)
     n_fits = sum(map(len, models.values()))
     found: dict[str, list[dict[str, Floats]]] = {name: [{} for _ in fits] for name, fits in models.items()}
     weights = _Weights(rows, seed)
-    n_chunk = max(_BLOCK, min(n_replicates, _CHUNK_BYTES // rows.n_units))
-    n_block = int(np.clip(2**24 // rows.n_units, 4, _BLOCK))
+    n_chunk = max(_LEAST_BLOCK, min(n_replicates, _CHUNK_BYTES // rows.n_units))
+    n_block = min(max(_BLOCK_ENTRIES // rows.n_units, _LEAST_BLOCK), _MOST_BLOCK)
     done = 0
     for start in range(0, n_replicates, n_chunk):
         chunk = weights.draw(min(n_chunk, n_replicates - start))
