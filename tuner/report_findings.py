@@ -1,0 +1,249 @@
+"""What each figure of a report shows, in sentences computed from the numbers of an evaluation's document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Two gradients whose cosine is nearer to 0 than this have little to do with each other.
+UNRELATED = 0.05
+_KINDS = {"recall": "of the positives", "capture": "of the largest amounts", "revenue": "of the money"}
+
+# --- how numbers are written -----------------------------------------------------------------------------------
+
+
+def figure(value: float | None, signed: bool = False) -> str:
+    """Four significant digits, a true minus sign."""
+    if value is None:
+        return "–"
+    text = f"{value:+.4g}" if signed else f"{value:.4g}"
+    return text.replace("-", "−") if "e" not in text else text
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.4g}"
+    return text.replace("-", "−") + " %"
+
+
+def spread(interval: Mapping[str, Any] | None, signed: bool = False, share: bool = False) -> str:
+    """`0.0601 (0.0580 to 0.0622)`: a value and the ends of its interval."""
+    if interval is None or interval.get("value") is None:
+        return "–"
+    write = percent if share else figure
+    value = write(interval["value"], signed)
+    if interval.get("low") is None or interval.get("high") is None:
+        return value
+    return f"{value} ({write(interval['low'], signed)} to {write(interval['high'], signed)})"
+
+
+def setting(value: Any) -> str:
+    """A value of a configuration."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false"}.get(value, "null")
+    return figure(value) if isinstance(value, float) else str(value)
+
+
+def counted(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+
+
+def metric(document: Mapping[str, Any], arm: str, name: str) -> Mapping[str, Any] | None:
+    """A metric of an arm; None where the arm has none, or no value of it."""
+    found = document["arms"][arm]["metrics"].get(name)
+    return found if found and found.get("value") is not None else None
+
+
+def excludes_zero(interval: Mapping[str, Any]) -> bool:
+    return interval["low"] > 0 or interval["high"] < 0
+
+
+def names_of(document: Mapping[str, Any], *kinds: str) -> list[str]:
+    return [name for name, arm in document["arms"].items() if arm["kind"] in kinds]
+
+
+# --- figures of the evaluation ---------------------------------------------------------------------------------
+
+
+def on_comparison(document: Mapping[str, Any]) -> str:
+    arms = [(name, found) for name in document["arms"] if (found := metric(document, name, "pr_auc"))]
+    if not arms:
+        return "No model has a PR-AUC."
+    best, found = max(arms, key=lambda item: item[1]["value"])
+    base = document["sample"]["base_rate"]
+    times = f", {found['value'] / base:.1f} times the base rate" if base else ""
+    sentences = [f"Highest is {best} with {spread(found)}{times}."]
+    sentences += [compared(comparison) for comparison in document["comparisons"]]
+    return " ".join(sentences)
+
+
+def compared(comparison: Mapping[str, Any]) -> str:
+    """Which of two models is ahead, by how much, and whether chance alone could do it."""
+    difference, relative = comparison["difference"], comparison["relative"]
+    place = "ahead of" if difference["value"] > 0 else "level with" if difference["value"] == 0 else "behind"
+    verb = "excludes" if excludes_zero(difference) else "includes"
+    return (
+        f"{comparison['arm']} is {place} {comparison['against']} by {spread(difference, signed=True)}, relative "
+        f"{spread(relative, signed=True, share=True)}: the interval {verb} 0."
+    )
+
+
+def on_top_k(document: Mapping[str, Any]) -> str:
+    sentences = []
+    for kind, of_what in _KINDS.items():
+        name = f"{kind}_at_1pct"
+        found = [(arm, value) for arm in document["arms"] if (value := metric(document, arm, name))]
+        if not found:
+            continue
+        found.sort(key=lambda item: -item[1]["value"])
+        best, top = found[0]
+        text = f"In its top 1 % {best} finds {spread(top, share=True)} {of_what}"
+        if len(found) > 1:
+            second, value = found[1]
+            apart = value["high"] < top["low"]
+            text += f", next {second} with {percent(value['value'])}"
+            text += "; their intervals do not meet" if apart else "; their intervals overlap"
+        deep = metric(document, best, f"{kind}_at_10pct")
+        text += f". In the top 10 % {best} has {percent(deep['value'])}." if deep else "."
+        sentences.append(text)
+    return " ".join(sentences) or "No model has shares at the top."
+
+
+def on_training(document: Mapping[str, Any]) -> str:
+    sentences = []
+    for arm, curve in document["training"].items():
+        valid = [(step, v) for step, v in zip(curve["steps"], curve["valid_pr_auc"], strict=False) if v is not None]
+        if not valid:
+            continue
+        step, best = max(valid, key=lambda point: point[1])
+        lost = best - valid[-1][1]
+        after = f" and has lost {figure(lost)} by its last" if lost > 0 else ", its last"
+        sentences.append(f"{arm} is best at epoch {step} of 0 to {curve['steps'][-1]} ({figure(best)}){after}.")
+    rising = sorted(
+        f"{task} in {arm}"
+        for arm, curve in document["training"].items()
+        for task, loss in curve["loss"].items()
+        if (known := [v for v in loss if v is not None]) and len(known) > 1 and known[-1] > known[0]
+    )
+    if rising:
+        sentences.append(f"The training loss ends higher than it began for {listed(rising)}.")
+    elif sentences:
+        sentences.append("Every training loss ends below where it began.")
+    return " ".join(sentences) or "Nothing was measured on valid."
+
+
+def pairs(cosine: Mapping[str, Any]) -> list[tuple[float, str, str]]:
+    """Every two tasks with their cosine, the most opposed first."""
+    tasks, matrix = cosine["tasks"], cosine["matrix"]
+    found = [
+        (matrix[i][j], a, tasks[j])
+        for i, a in enumerate(tasks)
+        for j in range(i + 1, len(tasks))
+        if matrix[i][j] is not None
+    ]
+    return sorted(found)
+
+
+def on_gradients(document: Mapping[str, Any]) -> str:
+    found = pairs(document["gradient_cosine"])
+    if not found:
+        return "No two tasks could be compared."
+    opposed = [f"{a} and {b} ({figure(c)})" for c, a, b in found if c < -UNRELATED]
+    aligned = [f"{a} and {b} ({figure(c)})" for c, a, b in reversed(found) if c > UNRELATED]
+    n_between = len(found) - len(opposed) - len(aligned)
+    sentences = [
+        f"{listed(opposed)} pull against each other." if opposed else
+        f"No two tasks pull against each other: the lowest cosine is {figure(found[0][0])}, of {found[0][1]} and "
+        f"{found[0][2]}."
+    ]  # fmt: skip
+    if aligned:
+        sentences.append(f"{listed(aligned)} pull the same way.")
+    if n_between:
+        pairs_text = counted(n_between, "pair")
+        sentences.append(f"{pairs_text} of {len(found)} {'is' if n_between == 1 else 'are'} nearly unrelated.")
+    return " ".join(sentences)
+
+
+def mean_valid(document: Mapping[str, Any], arm: str) -> float | None:
+    """Mean PR-AUC on valid over an arm's complete fits."""
+    known = [fit["valid_pr_auc"] for fit in document["arms"][arm]["fits"] if fit["valid_pr_auc"] is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def idle(part: Mapping[str, Any]) -> bool:
+    """Whether what is lost without a part is no more than its spread over seeds, or nothing."""
+    return part["drop"] <= (part["sd"] or 0.0)
+
+
+def on_importance(document: Mapping[str, Any]) -> str:
+    found, sentences = document["importance"], []
+    whole = mean_valid(document, found["arm"])
+    for parts, one, many in ((found["groups"], "group", "groups"), (found["units"], "shared unit", "shared units")):
+        if not parts:
+            continue
+        ranked = sorted(parts, key=lambda part: -part["drop"])
+        first = ranked[0]
+        share = f", {percent(first['drop'] / whole)} of the whole" if whole else ""
+        name = first["name"] if one == "group" else f"unit {first['name']}"
+        lost = f"Without {name} {figure(first['drop'])} of PR-AUC is lost{share}"
+        if len(ranked) > 1 and one == "group":
+            lost += f", next {ranked[1]['name']} with {figure(ranked[1]['drop'])}"
+        n_idle = sum(idle(part) for part in parts)
+        sentences.append(
+            f"{lost}; {n_idle} of {counted(len(parts), one, many)} cost no more than their spread over seeds."
+        )
+    return " ".join(sentences)
+
+
+def on_reliability(document: Mapping[str, Any]) -> str:
+    arm, sentences = document["reliability"]["arm"], []
+    for name, words in (("ece", "expected calibration error"), ("brier", "Brier score"), ("log_loss", "log loss")):
+        raw, calibrated = metric(document, arm, f"{name}_raw"), metric(document, arm, f"{name}_calibrated")
+        if raw and calibrated:
+            better = "falls" if calibrated["value"] < raw["value"] else "does not fall"
+            sentences.append(
+                f"By calibration the {words} of {arm} {better}: {spread(raw)} before, {spread(calibrated)} after."
+            )
+    chosen = document["arms"][arm]["calibration"]["chosen"]
+    sentences.append(f"Chosen on valid: {chosen}.")
+    bins = document["reliability"]["calibrated"]
+    outside = sum(not b["low"] <= b["predicted"] <= b["high"] for b in bins)
+    if bins:
+        sentences.append(f"After it {len(bins) - outside} of {len(bins)} bins hold their prediction in the interval.")
+    return " ".join(sentences)
+
+
+def on_certificate(document: Mapping[str, Any]) -> str:
+    return " ".join(certified(nominee, document) for nominee in document["nominees"])
+
+
+def certified(nominee: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """What is promised of a nominee, and whether test kept it."""
+    issued, check = nominee["certificate"], nominee["check"]
+    confidence, arm = percent(issued["confidence"]), nominee["arm"]
+    if issued["status"] != "certified":
+        could = issued["certifiable_precision"]
+        reach = "" if could is None else f"; what could be certified is a precision of {figure(could)}"
+        return (
+            f"Nothing can be certified for {arm} at a precision of {figure(issued['target'])} with confidence "
+            f"{confidence}{reach}. No decisions are issued."
+        )
+    text = (
+        f"{arm} is certified at logit {figure(issued['threshold'])}: precision at least {figure(issued['target'])} with "
+        f"confidence {confidence}; on calibrate {issued['n_true']:,} of {issued['n_selected']:,} selected rows are true "
+        f"({figure(issued['precision'])}, lower bound {figure(issued['bound'])}), recall {figure(issued['recall'])}."
+    )
+    if check is None:
+        return f"{text} It was not checked on test."
+    word = "kept" if check["kept"] else "broken"
+    return (
+        f"{text} On test the promise is {word}: {check['n_true']:,} of {check['n_selected']:,} selected rows are true, "
+        f"precision {figure(check['precision'])}, recall {figure(check['recall'])}."
+    )
