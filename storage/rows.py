@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from storage.leases import ProcessIdentity
 
@@ -130,3 +130,87 @@ class StudyProgress:
     @property
     def n_ended(self) -> int:
         return self.complete + self.pruned + self.failed
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One evaluation of a study; `name` is that of the study which holds its fits. `nominee` is None until it is
+    fixed, `document` until the evaluation has come to its end."""
+
+    id: int
+    study_id: int
+    number: int
+    name: str
+    plan: dict[str, Any]
+    nominee: dict[str, Any] | None
+    document: dict[str, Any] | None
+    created_at: float
+    finished_at: float | None
+
+
+@dataclass(frozen=True)
+class LookRow:
+    """One model's look at a role that is kept back; `scored_at` None: it was opened, and maybe never seen."""
+
+    id: int
+    data_hash: str
+    role: str
+    study: str
+    evaluation: str
+    model: str
+    opened_at: float
+    scored_at: float | None
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """One certificate, the `number`-th on these data; it spends `delta`, issued (`content`) or not."""
+
+    id: int
+    data_hash: str
+    study: str
+    evaluation: str
+    model: str
+    number: int
+    delta: float
+    content: dict[str, Any] | None
+    opened_at: float
+    issued_at: float | None
+
+
+ModelState = Literal["candidate", "champion", "retired"]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One version of a model. `artifact` is the key of its folder, below the runs and in the artifact store;
+    `changed_at` tells since when it has its state."""
+
+    id: int
+    name: str
+    version: int
+    state: ModelState
+    evaluation: str
+    artifact: str
+    checksum: str
+    size_bytes: int
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    certificate: dict[str, Any] | None
+    data_hash: str
+    package_version: str
+    created_at: float
+    changed_at: float
+
+
+@dataclass(frozen=True)
+class PromotionRow:
+    """`version` became champion in the place of `former` (None: there was none); `gate` says what it had passed."""
+
+    id: int
+    name: str
+    version: int
+    former: int | None
+    action: Literal["promote", "rollback"]
+    gate: dict[str, Any]
+    at: float

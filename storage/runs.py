@@ -14,6 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.database import StorageError
+from storage.evaluations import EvaluationStore
+from storage.registry import ModelStore
 from storage.rows import (
     AttemptRow,
     Holding,
@@ -55,7 +57,7 @@ class Fenced(Exception):
     """This attempt is no longer the run's current one: another worker owns the trial. Write nothing more."""
 
 
-class Store(StudyStore, WorkerStore):
+class Store(StudyStore, WorkerStore, EvaluationStore, ModelStore):
     """Everything we keep in the database, for one database. Each method is one transaction."""
 
     # --- runs and attempts -----------------------------------------------------------------------------------

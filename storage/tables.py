@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from storage.database import Database, StorageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 metadata = sa.MetaData()
 
 schema = sa.Table(
@@ -109,6 +109,101 @@ notifications = sa.Table(
     sa.Column("claimed_at", sa.Double, nullable=False),
     sa.Column("sent_at", sa.Double),
 )
+
+evaluations = sa.Table(
+    "tuner_evaluations",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("study_id", sa.ForeignKey("tuner_studies.id", ondelete="CASCADE"), nullable=False),  # searched
+    sa.Column("number", sa.Integer, nullable=False),  # of the study's evaluations, from 1
+    sa.Column("name", sa.String(255), nullable=False, unique=True),  # the study that holds its fits
+    sa.Column("plan", sa.Text, nullable=False),  # JSON
+    sa.Column("nominee", sa.Text),  # JSON, written once: fixed before anything of calibrate is seen
+    sa.Column("document", sa.Text),  # JSON: what it came to
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("finished_at", sa.Double),
+    sa.UniqueConstraint("study_id", "number", name="uq_tuner_evaluations_study_id_number"),
+)
+
+# What follows names studies, but hangs on none: deleting a study takes back neither a look at its data nor a
+# certificate, and no model that is in service.
+
+looks = sa.Table(
+    "tuner_looks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("data_hash", sa.String(255), nullable=False, index=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("study", sa.String(255), nullable=False),
+    sa.Column("evaluation", sa.String(255), nullable=False),
+    sa.Column("model", sa.String(255), nullable=False),  # the checkpoint's SHA-256
+    sa.Column("opened_at", sa.Double, nullable=False),
+    sa.Column("scored_at", sa.Double),
+    sa.UniqueConstraint("evaluation", "role", "model", name="uq_tuner_looks_evaluation_role_model"),
+)
+
+certificates = sa.Table(
+    "tuner_certificates",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("data_hash", sa.String(255), nullable=False),
+    sa.Column("study", sa.String(255), nullable=False),
+    sa.Column("evaluation", sa.String(255), nullable=False),
+    sa.Column("model", sa.String(255), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # of the certificates on these data, from 1
+    sa.Column("delta", sa.Double, nullable=False),  # what it spends
+    sa.Column("content", sa.Text),  # JSON, written once
+    sa.Column("opened_at", sa.Double, nullable=False),
+    sa.Column("issued_at", sa.Double),
+    sa.UniqueConstraint("data_hash", "number", name="uq_tuner_certificates_data_hash_number"),
+    sa.UniqueConstraint("evaluation", "model", name="uq_tuner_certificates_evaluation_model"),
+)
+
+models = sa.Table(
+    "tuner_models",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),  # from 1
+    sa.Column("state", sa.String(16), nullable=False),  # candidate | champion | retired
+    sa.Column("evaluation", sa.String(255), nullable=False),
+    sa.Column("artifact", sa.Text, nullable=False),  # its folder's key, below runs and in the artifact store
+    sa.Column("checksum", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("config", sa.Text, nullable=False),  # JSON, as metrics and certificate
+    sa.Column("metrics", sa.Text, nullable=False),
+    sa.Column("certificate", sa.Text),
+    sa.Column("data_hash", sa.String(255), nullable=False),
+    sa.Column("package_version", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("changed_at", sa.Double, nullable=False),  # the state
+    sa.UniqueConstraint("name", "version", name="uq_tuner_models_name_version"),
+    sa.Index(
+        "ix_tuner_models_champion", "name", unique=True,
+        sqlite_where=sa.text("state = 'champion'"), postgresql_where=sa.text("state = 'champion'"),
+    ),
+)  # fmt: skip
+
+promotions = sa.Table(
+    "tuner_promotions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),  # the champion from then on
+    sa.Column("former", sa.Integer),  # the one until then
+    sa.Column("action", sa.String(16), nullable=False),  # promote | rollback
+    sa.Column("gate", sa.Text, nullable=False),  # JSON: what was asked of it, and what it had
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+
+def one_writer(connection: sa.Connection, table: sa.Table) -> None:
+    """Until this transaction ends nobody else writes to the table, and what is read here is the newest.
+
+    Readers are not held up. On SQLite a transaction is alone from its beginning.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def same_attempt() -> sa.ColumnElement[bool]:

@@ -33,31 +33,37 @@ from tests.searches import (
     new_worker,
     suggest_all,
 )
-from tests.storage.old_databases import load_schema_1
+from tests.storage.old_databases import OLD_VERSIONS, load_schema
 from tuner.study import Study
 from tuner.upgrade import check, upgrade
 
 
+@pytest.fixture(params=OLD_VERSIONS)
+def version(request: pytest.FixtureRequest) -> int:
+    """An earlier version of our tables."""
+    return request.param
+
+
 @pytest.fixture
-def old_url(storage_url: str) -> str:
-    """The URL of a database of schema 1."""
-    load_schema_1(storage_url)
+def old_url(storage_url: str, version: int) -> str:
+    """The URL of a database of that version."""
+    load_schema(storage_url, version)
     return storage_url
 
 
 @pytest.fixture
-def old_file(sqlite_url: str, tmp_path: Path) -> Path:
-    load_schema_1(sqlite_url)
+def old_file(sqlite_url: str, version: int, tmp_path: Path) -> Path:
+    load_schema(sqlite_url, version)
     return tmp_path / "tuner.db"
 
 
 class TestUpgrade:
-    def test_nothing_stored_is_changed(self, old_url: str) -> None:
-        before = rows_of(old_url)
+    def test_nothing_stored_is_changed(self, old_url: str, version: int) -> None:
+        before = rows_of(old_url, version)
         lines = upgrade(old_url)
-        assert rows_of(old_url) == before
+        assert rows_of(old_url, version) == before
         assert len(before["trials"]) == len(before["tuner_runs"]) == 10
-        assert f"tuner schema 1: upgraded to {SCHEMA_VERSION}" in lines
+        assert f"tuner schema {version}: upgraded to {SCHEMA_VERSION}" in lines
         assert any("backup" in line for line in lines)
 
     def test_it_is_done_once(self, old_url: str) -> None:
@@ -67,9 +73,12 @@ class TestUpgrade:
         assert all(line.endswith("up to date") for line in lines)
         assert check(old_url) == [line.replace("up to date", "as expected") for line in lines]
 
-    def test_two_at_once_are_one(self, old_url: str) -> None:
+    def test_two_at_once_are_one(self, old_url: str, version: int) -> None:
         found = race(2, upgraded, old_url)
-        assert sorted(f"tuner schema 1: upgraded to {SCHEMA_VERSION}" in lines for lines in found) == [False, True]
+        assert sorted(f"tuner schema {version}: upgraded to {SCHEMA_VERSION}" in lines for lines in found) == [
+            False,
+            True,
+        ]
         check(old_url)
 
     def test_an_empty_database_gets_all_tables(self, storage_url: str) -> None:
@@ -88,25 +97,29 @@ class TestUpgrade:
             with pytest.raises(StorageError, match=f"got {SCHEMA_VERSION + 1}; use the tuner version that wrote"):
                 call(storage_url)
 
-    def test_nothing_is_changed_when_a_step_fails(self, old_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("step", range(1, SCHEMA_VERSION))
+    def test_nothing_is_changed_when_a_step_fails(
+        self, storage_url: str, step: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def broken(operations: Operations) -> None:
             whole(operations)
             raise ZeroDivisionError
 
-        before = tables_of(old_url)
-        whole = migrations.STEPS[1]
-        monkeypatch.setitem(migrations.STEPS, 1, broken)
+        load_schema(storage_url, 1)
+        before = tables_of(storage_url)
+        whole = migrations.STEPS[step]
+        monkeypatch.setitem(migrations.STEPS, step, broken)
         with pytest.raises(ZeroDivisionError):
-            upgrade(old_url)
-        assert tables_of(old_url) == before
+            upgrade(storage_url)
+        assert tables_of(storage_url) == before
         monkeypatch.undo()
-        upgrade(old_url)
-        check(old_url)
+        upgrade(storage_url)
+        check(storage_url)
 
     def test_who_holds_a_table_is_waited_for_and_then_named_as_the_reason(
         self, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        load_schema_1(postgresql_url)
+        load_schema(postgresql_url, 1)
         monkeypatch.setattr(migrations, "LOCK_TIMEOUT_S", 0.1)
         with opened(postgresql_url) as reader, reader.transaction() as connection:
             connection.execute(sa.select(workers.c.id))
@@ -139,7 +152,7 @@ class TestTables:
         with opened(old_url) as database, database.transaction() as connection:
             assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
-    def test_what_hangs_on_a_study_still_goes_with_it(self, old_url: str) -> None:
+    def test_what_hangs_on_a_study_still_goes_with_it(self, old_url: str, version: int) -> None:
         upgrade(old_url)
         with opened(old_url) as database:
             Store(database).claim_notification(1, "finished", "12")
@@ -149,7 +162,8 @@ class TestTables:
                     table.name: connection.scalar(sa.select(sa.func.count()).select_from(table))
                     for table in metadata.sorted_tables
                 }
-        assert left == {name: int(name == "tuner_schema") for name in left}
+        of_the_service = int(version > 1)
+        assert left == {**dict.fromkeys(left, 0), "tuner_schema": 1, "tuner_workers": of_the_service}
 
 
 class TestWorkers:
@@ -184,50 +198,50 @@ class TestWorkers:
 
 
 class TestBackup:
-    def test_it_is_the_file_as_it_was(self, old_file: Path) -> None:
+    def test_it_is_the_file_as_it_was(self, old_file: Path, version: int) -> None:
         url = f"sqlite:///{old_file}"
-        before = rows_of(url)
+        before = rows_of(url, version)
         lines = upgrade(url)
-        backup = old_file.with_name("tuner.db.schema-1.bak")
+        backup = old_file.with_name(f"tuner.db.schema-{version}.bak")
         assert f"backup: {backup}" in lines
         assert backups(old_file) == [backup.name]
         with opened(f"sqlite:///{backup}") as copied:
-            assert schema_version(copied) == 1
-        assert rows_of(f"sqlite:///{backup}") == before
+            assert schema_version(copied) == version
+        assert rows_of(f"sqlite:///{backup}", version) == before
 
-    def test_it_holds_what_is_only_in_the_journal_yet(self, old_file: Path) -> None:
+    def test_it_holds_what_is_only_in_the_journal_yet(self, old_file: Path, version: int) -> None:
         with contextlib.closing(sqlite3.connect(old_file)) as open_elsewhere:
             open_elsewhere.execute("PRAGMA journal_mode=WAL")
             open_elsewhere.execute("UPDATE tuner_studies SET n_trials = 99")
             open_elsewhere.commit()
             upgrade(f"sqlite:///{old_file}")
-        with contextlib.closing(sqlite3.connect(f"{old_file}.schema-1.bak")) as copied:
+        with contextlib.closing(sqlite3.connect(f"{old_file}.schema-{version}.bak")) as copied:
             assert copied.execute("SELECT n_trials FROM tuner_studies").fetchall() == [(99,)]
 
-    def test_restored_it_can_be_upgraded_again(self, old_file: Path) -> None:
+    def test_restored_it_can_be_upgraded_again(self, old_file: Path, version: int) -> None:
         url = f"sqlite:///{old_file}"
         upgrade(url)
-        os.replace(f"{old_file}.schema-1.bak", old_file)
-        assert f"tuner schema 1: upgraded to {SCHEMA_VERSION}" in upgrade(url)
-        assert backups(old_file) == ["tuner.db.schema-1.bak"]
+        os.replace(f"{old_file}.schema-{version}.bak", old_file)
+        assert f"tuner schema {version}: upgraded to {SCHEMA_VERSION}" in upgrade(url)
+        assert backups(old_file) == [f"tuner.db.schema-{version}.bak"]
 
-    def test_without_it_nothing_is_changed(self, old_file: Path) -> None:
+    def test_without_it_nothing_is_changed(self, old_file: Path, version: int) -> None:
         url = f"sqlite:///{old_file}"
         before = tables_of(url)
-        Path(f"{old_file}.schema-1.bak").mkdir()
+        Path(f"{old_file}.schema-{version}.bak").mkdir()
         with pytest.raises(StorageError, match="cannot write the backup") as caught:
             upgrade(url)
         assert "\n" not in str(caught.value)
         assert tables_of(url) == before
 
-    def test_nothing_is_copied_where_nothing_is_to_be_done(self, old_file: Path) -> None:
+    def test_nothing_is_copied_where_nothing_is_to_be_done(self, old_file: Path, version: int) -> None:
         upgrade(f"sqlite:///{old_file}")
-        Path(f"{old_file}.schema-1.bak").unlink()
+        Path(f"{old_file}.schema-{version}.bak").unlink()
         upgrade(f"sqlite:///{old_file}")
         assert backups(old_file) == []
 
     def test_a_server_is_backed_up_by_its_own_means(self, postgresql_url: str) -> None:
-        load_schema_1(postgresql_url)
+        load_schema(postgresql_url, 1)
         assert "no backup was made: pg_dump makes one" in upgrade(postgresql_url)
 
 
@@ -283,9 +297,11 @@ class TestCheck:
         if storage_url.startswith("sqlite"):
             assert not Database(storage_url).exists()  # looking makes nothing
 
-    def test_older_tables_are_told_the_way_out_and_left_alone(self, old_url: str) -> None:
+    def test_older_tables_are_told_the_way_out_and_left_alone(self, old_url: str, version: int) -> None:
         before = tables_of(old_url)
-        expected = f"expected tuner schema {SCHEMA_VERSION}, got 1; stop every worker, then `tuner db upgrade`"
+        expected = (
+            f"expected tuner schema {SCHEMA_VERSION}, got {version}; stop every worker, then `tuner db upgrade`"
+        )
         with pytest.raises(StorageError, match=expected):
             check(old_url)
         with opened(old_url) as database, pytest.raises(StorageError, match=expected):
@@ -322,13 +338,14 @@ def tables_of(url: str) -> dict[str, list[str]]:
         }
 
 
-def rows_of(url: str) -> dict[str, list[tuple[object, ...]]]:
-    """What the tables of schema 1 hold in the columns they had."""
+def rows_of(url: str, version: int) -> dict[str, list[tuple[object, ...]]]:
+    """What the tables of a version hold in the columns they had."""
     columns = {
         "tuner_studies": "id, name, spec, data, package_version, n_trials, n_replacements, created_at, started_at",
         "tuner_runs": "study_id, number, arm, config, attempt, checkpoint_attempt, checkpoint_step, best_step, "
         "ended_at, failure",
         **dict.fromkeys(("tuner_workers", "tuner_attempts", "tuner_measurements"), "*"),
+        **({} if version == 1 else dict.fromkeys(("tuner_studies", "tuner_runs", "tuner_notifications"), "*")),
         **dict.fromkeys(("trials", "trial_params", "trial_values", "trial_intermediate_values"), "*"),
     }
     with opened(url) as database, database.transaction() as connection:
