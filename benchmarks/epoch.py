@@ -24,7 +24,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 
 from models.gift.data import GiftDataset, Part, Task
-from models.gift.fit import Training, _outputs
+from models.gift.fit import Training
+from models.gift.model import outputs
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig
 from models.trainer import Decision, Manifest, Run
@@ -179,9 +180,10 @@ def pairs(ours: Callable[[], object], other: Callable[[], object], n: int) -> tu
 
 def draw(training: Training) -> Callable[[], object]:
     """What a best step costs beside its metrics: the curves of its validation scores."""
-    outputs = _outputs(training.network, training.validation.rows)
-    metrics = training.validation.measure(outputs)
-    logits = outputs[:, training.names.index("has_gift")]
+    rows = training.validation.rows
+    found = outputs(training.network, rows.numeric, rows.codes)
+    metrics = training.validation.measure(found)
+    logits = found[:, training.names.index("has_gift")]
     return lambda: training.validation.curves(logits, metrics)
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Column = Annotated[str, Field(min_length=1)]
 KUAILIVE_LABELS = ("watch_time", "has_comment", "has_like", "has_gift", "gift_amount")
 N_QUANTILES = 256
+DAY_VERSION = 1  # raise it with any change of the unit of tables split by day or time
 
 
 class TaskSpec(FrozenModel):
@@ -199,7 +200,7 @@ class RawTable:
         numeric: [N, D] float32, NaN where missing (may be a memmap); already
             compressed where the reader says so.
         labels: column (KuaiLive) or task (table) -> [N] float64 in the label's own unit, NaN where missing.
-        unit: [N] int64, the exchangeable unit (the user) for bootstraps.
+        unit: [N] int64, the exchangeable unit: the user (KuaiLive), the group, the local day, or else the row.
         order: [N] int64 time in ms, or None where nothing is ordered.
         split_key: [N] uint64 hash of the group, or None.
     `facts` are counts for people: rows per file, orphans, duplicates dropped.
@@ -239,10 +240,13 @@ class GiftDataset:
 
     `quantiles` [Q+1, D'] are those of the standardised numeric columns (Q = 256); `target_mean` and
     `target_std` belong to the transformed labels of regression tasks (conditional tasks: over their condition
-    rows); `base_rate` to binary tasks; `cardinalities` count code 0 too.
+    rows); `base_rate` to binary tasks; `cardinalities` count code 0 too. `options` are those it was prepared with,
+    `statistics` all that preparation found out, as JSON (`models.gift.preparation`).
     """
 
     manifest: Manifest
+    options: GiftData
+    statistics: Mapping[str, Any]
     numeric_names: tuple[str, ...]
     categorical_names: tuple[str, ...]
     cardinalities: tuple[int, ...]
@@ -252,6 +256,11 @@ class GiftDataset:
     base_rate: Mapping[str, float]
     quantiles: np.ndarray
     parts: Mapping[Role, Part]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the reader counted in the raw files."""
+        return self.statistics["facts"]
 
     def part(self, role: Role) -> Part:
         """The arrays of `role`. Raises KeyError where it was not asked for when the dataset was loaded."""
@@ -285,6 +294,8 @@ def open_roles(data: DataSpec, origin: Origin, roles: frozenset[Role]) -> GiftDa
     kept = statistics["levels"]
     return GiftDataset(
         manifest=_manifest(origin, rows),
+        options=data.options,
+        statistics=statistics,
         numeric_names=tuple(statistics["numeric_names"]),
         categorical_names=tuple(kept),
         cardinalities=tuple(len(levels) + 1 for levels in kept.values()),
@@ -311,7 +322,15 @@ def _manifest(origin: Origin, rows: Mapping[Role, int]) -> Manifest:
 
 def prepare(data: DataSpec, origin: Origin, roles: frozenset[Role], usable: frozenset[Role]) -> Path:
     """The prepared folder of `origin`, complete for `roles`. Nothing is kept where one of `usable` is not."""
-    return prepared.prepare(data.cache, origin.data_hash[:16], partial(_build, data, origin, usable), roles)
+    return prepared.prepare(data.cache, prepared_key(data, origin), partial(_build, data, origin, usable), roles)
+
+
+def prepared_key(data: DataSpec, origin: Origin) -> str:
+    """The name of the prepared folder in the cache: the hash of the data, and what has been added since to what is
+    kept of them, which makes an older folder incomplete but changes no number of it."""
+    options: GiftData = data.options
+    with_days = options.source == "table" and options.split.by in ("day", "time")
+    return origin.data_hash[:16] + (f"-days{DAY_VERSION}" if with_days else "")
 
 
 def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path) -> None:
@@ -328,7 +347,7 @@ def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path
         raise InputError(
             f"{origin.path}: expected files at rest, but they changed while they were read; start again"
         )
-    key = origin.data_hash[:16]
+    key = prepared_key(data, origin)
     log.info("data prepared: %s", origin.source, extra={"action": "prepared", "key": key})
 
 

@@ -162,6 +162,21 @@ def categorical_meanings(snapshot_features: bool) -> dict[str, str]:
     return meanings
 
 
+def families() -> dict[str, tuple[str, ...]]:
+    """The features, numeric and categorical, by what they tell of; all that `build` can make are there once."""
+    found: dict[str, list[str]] = {}
+    for group, histories in HISTORIES.items():
+        names = [feature_name(group, kind, window) for kind, windows in histories for window in windows]
+        found[f"{group} history"] = names
+    found["room"] = ["room_age", *(f"room_{column}" for column in _ROOM)]
+    found["time"] = ["hour_sin", "hour_cos", "weekday"]
+    for name in ("user", "streamer"):
+        columns = (*_FLAGS[name], *_PROFILE[name], *_SNAPSHOT[name])
+        dates = [f"{name}_{event}_days" for event in _DATES[name].values()]
+        found[f"{name} profile"] = [*dates, *(f"{name}_{column}" for column in columns)]
+    return {family: tuple(names) for family, names in found.items()}
+
+
 def feature_name(group: str, kind: str, window: str) -> str:
     """`user_clicks`, `user_clicks_1h`, `user_since_gift`."""
     return "_".join(part for part in (group, kind, window) if part)

@@ -8,9 +8,8 @@ equals an uninterrupted one without any generator's state being stored.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,14 @@ from models import checkpoint as checkpoints
 from models.calibration import FocalInverse
 from models.gift.balancing import gradient_matrix, make_balancing
 from models.gift.data import GiftDataset, Task
-from models.gift.losses import loss_order
 from models.gift.measures import EpochSums, Validation
+from models.gift.model import WEIGHTS, below, outputs, trained_tasks
 from models.gift.network import MultiTaskMLP
-from models.gift.tensors import RoleTensors, on_device
+from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig, TaskConfig
-from models.trainer import InputError, Measurement, Predictions, Role, Run
+from models.trainer import InputError, Measurement, Run
 
 COMPARED_STEPS = 100  # the tasks' gradients are compared at one of so many steps, and once in a shorter epoch
-_VALID_CHUNK = 16384  # rows of one validation forward; scores are equal to the bit only for equal chunks
 
 
 def initial_bias(config: TaskConfig, base_rate: float) -> float:
@@ -75,29 +73,12 @@ def _make_network(config: GiftConfig, data: GiftDataset, tasks: Sequence[Task], 
     return MultiTaskMLP(config.network, n_numeric, data.cardinalities, bias, data.quantiles, seed)
 
 
-def _trained_tasks(config: GiftConfig, data: GiftDataset) -> list[Task]:
-    """The configuration's tasks in the order of the network's heads."""
-    tasks = [task for task in data.tasks if task.name in config.tasks]
-    if len(tasks) != len(config.tasks):
-        unknown = ", ".join(sorted(set(config.tasks) - {t.name for t in tasks}))
-        raise InputError(f"config.tasks: expected tasks of data.tasks, got {unknown}")
-    return [tasks[k] for k in loss_order([config.tasks[t.name].loss for t in tasks])]
-
-
-@torch.inference_mode()
-def _outputs(network: MultiTaskMLP, rows: RoleTensors) -> Tensor:
-    """Outputs [N, K] in evaluation mode."""
-    network.eval()
-    pairs = zip(rows.numeric.split(_VALID_CHUNK), rows.codes.split(_VALID_CHUNK), strict=True)
-    return torch.cat([network(numeric, codes) for numeric, codes in pairs])
-
-
 class Training:
     """One run of `fit`: network, optimiser and everything a checkpoint holds."""
 
     def __init__(self, config: GiftConfig, data: GiftDataset, run: Run) -> None:
         self.config, self.run, self.device = config, run, torch.device(run.device)
-        tasks = _trained_tasks(config, data)
+        tasks = trained_tasks(config, data.tasks)
         self.names, self.order = [t.name for t in tasks], [t.name for t in data.tasks if t.name in config.tasks]
         if run.decision.task not in self.names:
             raise InputError(f"decision.task: expected a trained task, got {run.decision.task!r}")
@@ -134,10 +115,11 @@ class Training:
         start = time.monotonic()
         step, task = self.next_epoch, self.run.decision.task
         metrics = {"train/lr": float(self.optimizer.param_groups[0]["lr"])} | self._train()
-        outputs = _outputs(self.network, self.validation.rows)
-        if not bool(outputs.isfinite().all()):
+        rows = self.validation.rows
+        found = outputs(self.network, rows.numeric, rows.codes)
+        if not bool(found.isfinite().all()):
             raise FloatingPointError(f"epoch {step}: an output is not finite on valid; lower optimizer.lr")
-        metrics |= self.validation.measure(outputs)
+        metrics |= self.validation.measure(found)
         value = metrics[f"valid/{task}/pr_auc"]
         is_best = value > self.best_value
         if is_best:
@@ -146,7 +128,7 @@ class Training:
         self.next_epoch += 1
         best = curves = None
         if is_best:
-            logits = outputs[:, self.names.index(task)]
+            logits = found[:, self.names.index(task)]
             best, curves = self._weights() | {"valid_logits": logits}, self.validation.curves(logits, metrics)
         measurement = Measurement(step, metrics, self.elapsed_s + time.monotonic() - start, curves)
         checkpoints.save(self.run, step, self._tensors(), self._state(), measurement, best)
@@ -186,7 +168,7 @@ class Training:
             sums.compare(gradients, weights)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        return {f"{WEIGHTS}{name}": value for name, value in self.network.state_dict().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = self._weights()
@@ -217,11 +199,11 @@ class Training:
                 raise InputError(
                     f"{found.path}: expected a checkpoint of this {name}, got one of another; remove it"
                 )
-        self.network.load_state_dict(_below("network/", tensors))
+        self.network.load_state_dict(below(WEIGHTS, tensors))
         for name, parameter in self.network.named_parameters():
-            saved = _below(f"optimizer/{name}/", tensors)
+            saved = below(f"optimizer/{name}/", tensors)
             self.optimizer.state[parameter] = {k: v.to(self.device, copy=True) for k, v in saved.items()}
-        self.balancing.load(_below("balancing/", tensors))
+        self.balancing.load(below("balancing/", tensors))
         self.optimizer.param_groups[0]["lr"] = state["lr"]
         for name, value in state["plateau"].items():
             setattr(self.scheduler, name, value)
@@ -236,10 +218,6 @@ class Training:
 _PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
 def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement]:
     """See `GiftTrainer.fit`."""
     training = Training(config, data, run)
@@ -249,23 +227,3 @@ def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement
         yield measurement
     while not training.finished:
         yield training.epoch()
-
-
-def predict(checkpoint: Path, data: GiftDataset, role: Role, device: str) -> Predictions:
-    """See `GiftTrainer.predict`."""
-    found = checkpoints.load(checkpoint)
-    config = GiftConfig.model_validate(found.state["config"])
-    tasks = _trained_tasks(config, data)
-    network = _make_network(config, data, tasks, seed=0).to(device)
-    network.load_state_dict(_below("network/", found.load_best()))
-    outputs = _outputs(network, on_device(data, role, torch.device(device))).cpu().numpy()
-    scores = {}
-    for k, task in enumerate(tasks):
-        scores[task.name] = np.ascontiguousarray(outputs[:, k])
-        if task.kind == "regression":
-            value = outputs[:, k].astype(np.float64) * (data.target_std[task.name] or 1.0)
-            value += data.target_mean[task.name]
-            value = np.expm1(np.clip(value, 0.0, 80.0)) if task.transform == "log1p" else value
-            scores[task.name] = value.astype(np.float32)
-    order = [t.name for t in data.tasks if t.name in scores]
-    return Predictions({name: scores[name] for name in order})

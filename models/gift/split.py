@@ -106,6 +106,12 @@ def local_midnights(first_ms: int, last_ms: int, timezone: str) -> np.ndarray:
     return np.array(midnights, np.int64)
 
 
+def local_days(order: np.ndarray, timezone: str) -> np.ndarray:
+    """[N] int64 number of the local day of each time (ms since the epoch), counted from that of the first."""
+    midnights = local_midnights(int(order.min()), int(order.max()), timezone)
+    return np.searchsorted(midnights, order, side="right").astype(np.int64) - 1
+
+
 def _collect(roles: np.ndarray, ranges: dict[Role, str]) -> Assignment:
     rows: dict[Role, Rows] = {}
     counts: dict[Role, int] = {}

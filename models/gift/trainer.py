@@ -13,8 +13,22 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from models.gift import data as gift_data
+from models.gift import evidence
 from models.gift.data import GiftData, GiftDataset
-from models.trainer import DataSpec, Decision, FrozenModel, Measurement, Predictions, Problem, Role, Run
+from models.trainer import (
+    Ablation,
+    DataSpec,
+    Decision,
+    Features,
+    FrozenModel,
+    Labels,
+    Measurement,
+    Predictions,
+    Problem,
+    Role,
+    Run,
+    ScoredRows,
+)
 
 LOSSES = {"regression": ("mse", "huber"), "binary": ("bce", "focal")}
 
@@ -99,7 +113,8 @@ class GiftTrainer:
     Data: ClassVar[type[GiftData]] = GiftData
 
     def check(self, config: GiftConfig, data: GiftData, decision: Decision) -> list[Problem]:
-        """Faults between the sections: unknown tasks, a loss of the wrong kind, no task to decide on."""
+        """Faults between the sections: unknown tasks, a loss of the wrong kind, no task to decide on, a unit that
+        the data do not have."""
         problems = []
         for name, task in config.tasks.items():
             spec = data.tasks.get(name)
@@ -115,7 +130,7 @@ class GiftTrainer:
             if given is not None and (given not in data.tasks or data.tasks[given].kind != "binary"):
                 message = f"expected a binary task of data.tasks, got {given!r}"
                 problems.append(Problem(f"data.tasks.{name}.conditional_on", message))
-        return problems + _decision_problems(config, data, decision.task)
+        return problems + _decision_problems(config, data, decision.task) + evidence.unit_problems(data, decision)
 
     def load(self, data: DataSpec, roles: frozenset[Role]) -> GiftDataset:
         """Prepare the data once, then open `roles` alone. Raises InputError."""
@@ -143,8 +158,41 @@ class GiftTrainer:
         """Scores of the run's best weights up to `checkpoint`, for every trained task, on `role`.
 
         Binary tasks give float32 logits, bit for bit those of the validation pass; regression tasks their
-        own unit (through the inverse of the transform: for log1p closer to a median than to a mean).
+        own unit (through the inverse of the transform: for log1p closer to a median than to a mean). Tasks trained
+        with focal loss have calibrated logits beside them.
         """
-        from models.gift import fit
+        from models.gift import inference
 
-        return fit.predict(checkpoint, data, role, device)
+        return inference.predict(checkpoint, data, role, device)
+
+    def labels(self, data: GiftDataset, role: Role, decision: Decision) -> Labels:
+        """What is true of an opened role. `decision.unit` is `row`, the user (KuaiLive: `user_id`), the column of a
+        table split by group, or `day` (the local day) for tables split by day or time."""
+        return evidence.labels(data, role, decision)
+
+    def features(self, data: GiftDataset, role: Role) -> Features:
+        """The features of an opened role, as its models see them: standardised numbers and codes."""
+        return evidence.features(data, role)
+
+    def ablate(
+        self, checkpoint: Path, data: GiftDataset, role: Role, decision: Decision, device: str = "cpu"
+    ) -> Iterator[Ablation]:
+        """The decision's task without each group of features (KuaiLive: families such as the pair's history; a
+        table: each column), then without each unit of the last shared layer, whose name is its number."""
+        from models.gift import ablation
+
+        return ablation.ablate(checkpoint, data, role, decision.task, device)
+
+    def export(self, checkpoint: Path, data: GiftDataset, folder: Path) -> None:
+        """Write `model.json` (configuration, columns, encoders) and `weights.safetensors` into an empty folder."""
+        from models.gift import inference
+
+        inference.export(checkpoint, data, folder)
+
+    def score(
+        self, model: Path, source: Path, cache: Path, device: str = "cpu", batch_rows: int = 65536
+    ) -> Iterator[ScoredRows]:
+        """Score new rows with an exported model; see `models.gift.inference.score`. `cache` stays untouched."""
+        from models.gift import inference
+
+        return inference.score(model, source, device, batch_rows)
