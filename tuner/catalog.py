@@ -10,7 +10,7 @@ from pathlib import Path
 from storage.artifacts import open_artifacts
 from storage.database import Database, StorageError
 from storage.leases import GRACE_S, is_dead
-from storage.runs import Store, WorkerRow
+from storage.runs import Store, StudyRow, WorkerRow
 from storage.tables import check_schema, has_schema
 from tuner.optuna_storage import RetryingStorage
 from tuner.optuna_study import delete_study
@@ -97,25 +97,40 @@ def is_alive(worker: WorkerRow) -> bool:
 
 
 def delete(database: Database, name: str, runs: Path, artifacts: str | None = None) -> bool:
-    """Remove a study: its folder under `runs`, its part of the artifact store, Optuna's rows, ours. Killed in
-    between, it can be repeated.
+    """Remove a study: its evaluations' studies, its folder under `runs`, its part of the artifact store, Optuna's
+    rows, ours. What was seen of its data, its certificates and its models stay known. Killed in between, it can be
+    repeated.
 
     Returns:
         Whether there was a folder.
 
     Raises:
-        StorageError: a living worker serves the study, or the folder or the artifacts cannot be removed.
+        StorageError: a living worker serves one of the studies, or a folder or the artifacts cannot be removed.
     """
     store = Store(database)
     row = store.find_study(name)
     if row is None:
         raise StorageError(f"storage: study {name!r} is not in {database!r}")
+    of_evaluations = [store.find_study(evaluation.name) for evaluation in store.evaluations(row.id)]
+    doomed = [*(found for found in of_evaluations if found is not None), row]
+    for one in doomed:  # before anything of any of them is gone
+        _refuse_served(store, one)
+    return [_delete_one(database, one, runs, artifacts) for one in doomed][-1]
+
+
+def _refuse_served(store: Store, row: StudyRow) -> None:
+    held = {id for id, holding in store.holdings().items() if holding.study_name == row.name}
+    alive = [w for w in store.workers(row.id) if is_alive(w) and (w.study_id == row.id or w.id in held)]
+    if alive:
+        where = ", ".join(f"{worker.identity.host} pid {worker.identity.pid}" for worker in alive)
+        stop = "`tuner evaluate`" if store.find_evaluation(row.name) else "`tuner run`"
+        raise StorageError(f"study {row.name!r}: expected no worker, got {where} at work; stop {stop} first")
+
+
+def _delete_one(database: Database, row: StudyRow, runs: Path, artifacts: str | None) -> bool:
+    store, name = Store(database), row.name
     with database.exclusive(f"study:{row.id}"):
-        held = {id for id, holding in store.holdings().items() if holding.study_name == name}
-        alive = [w for w in store.workers(row.id) if is_alive(w) and (w.study_id == row.id or w.id in held)]
-        if alive:
-            where = ", ".join(f"{worker.identity.host} pid {worker.identity.pid}" for worker in alive)
-            raise StorageError(f"study {name!r}: expected no worker, got {where} at work; stop `tuner run` first")
+        _refuse_served(store, row)
         # Files first: a folder without its rows would lend its checkpoints to the next study of that name.
         removed = _remove_folder(runs / name)
         if artifacts is not None:

@@ -1,7 +1,7 @@
 """The command line. Everything heavy is imported inside the commands, so that `--help` answers at once.
 
 Exit codes: 0 done; 1 a run that cannot go on, a failed data check, or a bug (with its traceback); 2 bad input, one
-line a fault; 3 `tuner best` where nothing is feasible; 130 interrupted.
+line a fault; 3 `tuner best` where nothing is feasible; 4 `tuner promote` where the gate refuses; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FAILED, REFUSED, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 def cli() -> None:
     """Hyperparameter search under a precision constraint, in a database that can be resumed and browsed.
 
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 nothing feasible (tuner best), 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 nothing feasible (best), 4 gate refused (promote), 130 interrupted.
     """
 
 
@@ -180,7 +180,10 @@ def studies(storage: str | None, runs: str, form: str) -> int:
 def delete(
     study: str, name: str | None, storage: str | None, runs: str, artifacts: str | None, yes: bool
 ) -> int:  # fmt: skip
-    """Delete a study: its rows, Optuna's, its folder of runs, its artifacts. Refused while a worker is at it."""
+    """Delete a study and its evaluations: rows, Optuna's, folders of runs, artifacts.
+
+    Refused while a worker is at it. Its models, and what was seen of its data, stay known.
+    """
     from tuner import catalog
 
     database = catalog.open_database(database_url(storage, runs), read_only=False)
@@ -326,6 +329,7 @@ def _expected(error: Exception) -> int | None:
     return FAILED if crew is not None and isinstance(error, crew.RunFailed) else None
 
 
-from tuner import cli_service  # noqa: E402  (its commands need `cli`)
+from tuner import cli_service, cli_verdict  # noqa: E402  (their commands need `cli`)
 
-cli_service.register(cli)
+for _part in (cli_service, cli_verdict):
+    _part.register(cli)

@@ -101,8 +101,8 @@ def read_spec(options: RunOptions) -> tuple[Spec, Any]:
     spec = load_spec(options.study, overrides)
     if evaluated := EVALUATION_NAME.fullmatch(options.name or spec.study):
         raise InputError(
-            f"{'--name' if options.name else 'study'}: expected another name, got {evaluated[0]!r}, which is that of "
-            f"an evaluation; `tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
+            f"{'--name' if options.name else 'study'}: expected another name, got {evaluated[0]!r}, which is that "
+            f"of an evaluation; `tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
         )
     trainer = models.get_trainer(spec.trainer)
     check_spec(spec, trainer)

@@ -219,7 +219,7 @@ class Spec(FrozenModel):
         return self
 
     @property
-    def question(self) -> VerdictSpec | None:
+    def compared(self) -> VerdictSpec | None:
         """What the verdict is about: as specified, else the first arm against the second; None with one arm."""
         if self.verdict is None and len(self.arms) > 1:
             baseline, treatment, *_ = self.arms

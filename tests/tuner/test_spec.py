@@ -702,12 +702,12 @@ def test_a_study_that_was_stored_before_there_were_verdicts_is_no_other(small: P
 
 
 def test_without_a_verdict_the_first_arm_is_held_against_the_second(small: Path):
-    assert load_spec("small").question == VerdictSpec(
+    assert load_spec("small").compared == VerdictSpec(
         baseline="single", treatment="both", min_gain=0.03, reading="relative"
     )
     asked = load_spec("small", ["verdict={baseline: both, treatment: single, reading: points}"])
-    assert asked.question == VerdictSpec(baseline="both", treatment="single", reading="points")
-    assert asked.model_copy(update={"arms": {"one": {}}, "verdict": None}).question is None
+    assert asked.compared == VerdictSpec(baseline="both", treatment="single", reading="points")
+    assert asked.model_copy(update={"arms": {"one": {}}, "verdict": None}).compared is None
 
 
 @pytest.mark.parametrize("name", SHIPPED)
