@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from models import TRAINERS, get_trainer
+from models.trainer import ROLES, Role
 from tests.models.gift import planted
 from tests.trainer_contract import Case, TrainerContract
 
@@ -16,7 +19,14 @@ def gift_case(folder) -> Case:
         data = trainer.load(spec, planted.SEARCH)
         return data.part("valid").labels[:, [t.name for t in data.tasks].index("gives")]
 
-    return Case(trainer, planted.config(), spec, planted.DECISION, floor=0.35, labels=labels)
+    def rows_of(role: Role) -> np.ndarray:
+        return trainer.load(spec, frozenset(ROLES)).part(role).unit  # split by hash: a row is its own unit
+
+    source = folder / "new" / "rows.parquet"
+    source.parent.mkdir()
+    columns = [*planted.DATA["numeric_columns"], *planted.DATA["categorical_columns"]]
+    pd.read_parquet(spec.path, columns=columns).to_parquet(source, row_group_size=1500)
+    return Case(trainer, planted.config(), spec, planted.DECISION, 0.35, labels, source, rows_of)
 
 
 CASES = {"gift": gift_case}

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,19 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from models import checkpoint as checkpoints
-from models.trainer import SEARCH_ROLES, DataSpec, Decision, Measurement, Run, Trainer
+from models import get_trainer
+from models.trainer import (
+    ROLES,
+    SEARCH_ROLES,
+    DataSpec,
+    Decision,
+    InputError,
+    Measurement,
+    Predictions,
+    Role,
+    Run,
+    Trainer,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,8 @@ class Case:
     """A trainer with a small problem: at most some seconds for the 3 to 6 epochs of `config`.
 
     `floor` is a PR-AUC of `decision.task` on valid that only a model which has learned something reaches.
-    `labels` gives the 0/1 labels of that task on valid.
+    `labels` gives the 0/1 labels of that task on valid. `source` has the rows of all roles without any label, and
+    `rows_of` says which of its rows, from 0, those of a role are.
     """
 
     trainer: Trainer
@@ -33,6 +47,8 @@ class Case:
     decision: Decision
     floor: float
     labels: Any
+    source: Path
+    rows_of: Callable[[Role], np.ndarray]
 
     def run(self, directory: Path, seed: int = 42, attempt: int = 1) -> Run:
         return Run(directory, seed, "cpu", attempt, self.decision)
@@ -200,6 +216,163 @@ class TrainerContract:
         assert numbers(again) == numbers(whole[1])
         with pytest.raises(KeyError):
             case.trainer.predict(folder_of(whole[0], whole[1][-1].step), data, "test")
+        with pytest.raises(KeyError):
+            case.trainer.labels(data, "test", case.decision)
+        with pytest.raises(KeyError):
+            case.trainer.features(data, "calibrate")
+
+    # ---- what an evaluation asks
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def every(cls, case: Case) -> Any:
+        """The data with all roles open."""
+        return case.trainer.load(case.spec, frozenset(ROLES))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fitted(cls, whole) -> Path:
+        run, measurements = whole
+        return folder_of(run, measurements[-1].step)
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_labels_say_what_is_true_of_each_row(self, case: Case, every, fitted, role: Role):
+        labels, n_rows = case.trainer.labels(every, role, case.decision), every.manifest.rows[role]
+        predicted = case.trainer.predict(fitted, every, role).scores
+        assert set(predicted) <= set(labels.tasks)
+        assert set(labels.transforms) <= set(labels.tasks)
+        for name, values in labels.tasks.items():
+            assert (values.dtype, values.shape) == (np.float32, (n_rows,))
+            known = values[~np.isnan(values)]
+            assert len(known)
+            if name in labels.transforms:
+                assert labels.transforms[name] in ("log1p", "none")
+                assert labels.transforms[name] == "none" or known.min() >= 0
+            else:
+                assert set(known) == {0.0, 1.0}
+        assert case.decision.task in set(labels.tasks) - set(labels.transforms)
+        assert (labels.unit.dtype, labels.unit.shape) == (np.int64, (n_rows,))
+        if labels.amount is not None:
+            assert (labels.amount.dtype, labels.amount.shape) == (np.float64, (n_rows,))
+            assert (labels.amount >= 0).all()
+            assert not labels.amount[labels.tasks[case.decision.task] != 1].any()
+
+    def test_labels_are_those_that_the_fit_was_measured_by(self, case: Case, every):
+        found = case.trainer.labels(every, "valid", case.decision).tasks[case.decision.task]
+        np.testing.assert_array_equal(found[~np.isnan(found)], case.labels())
+
+    def test_each_row_is_its_own_unit_where_the_decision_says_row(self, case: Case, every):
+        decision = case.decision.model_copy(update={"unit": "row"})
+        unit = case.trainer.labels(every, "valid", decision).unit
+        assert len(np.unique(unit)) == len(unit)
+
+    def test_a_unit_that_the_data_lack_is_a_problem_that_names_what_they_have(self, case: Case, every):
+        decision = case.decision.model_copy(update={"unit": "no_such_unit"})
+        problems = case.trainer.check(case.config, case.spec.options, decision)
+        assert [p.path for p in problems] == ["decision.unit"]
+        assert "row" in problems[0].message
+        assert "'no_such_unit'" in problems[0].message
+        with pytest.raises(InputError, match=r"decision\.unit: expected .*row.*'no_such_unit'"):
+            case.trainer.labels(every, "valid", decision)
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_features_are_finite_numbers_and_codes_in_range(self, case: Case, every, role: Role):
+        found, n_rows = case.trainer.features(every, role), every.manifest.rows[role]
+        assert (found.numeric.dtype, found.numeric.shape) == (np.float32, (n_rows, len(found.numeric_names)))
+        assert (found.codes.dtype, found.codes.shape) == (np.int32, (n_rows, len(found.categorical_names)))
+        assert np.isfinite(found.numeric).all()
+        assert (found.codes >= 0).all()
+        assert (found.codes < np.array(found.cardinalities, np.int32)).all()
+        names = [*found.numeric_names, *found.categorical_names]
+        assert len(set(names)) == len(names) > 0
+
+    def test_calibrated_logits_rank_as_the_scores_do(self, case: Case, every, fitted):
+        predictions = case.trainer.predict(fitted, every, "test")
+        assert set(predictions.calibrated) <= set(predictions.scores)
+        for scores in predictions.scores.values():
+            assert (scores.dtype, scores.shape) == (np.float32, (every.manifest.rows["test"],))
+            assert np.isfinite(scores).all()
+        for name, logits in predictions.calibrated.items():
+            assert (logits.dtype, logits.shape) == (np.float64, predictions.scores[name].shape)
+            assert np.isfinite(logits).all()
+            assert (np.diff(logits[np.argsort(predictions.scores[name], kind="stable")]) >= 0).all()
+
+    def test_ablation_takes_away_one_part_at_a_time(self, case: Case, data, fitted):
+        scores = case.trainer.predict(fitted, data, "valid").scores[case.decision.task]
+        found = list(case.trainer.ablate(fitted, data, "valid", case.decision))
+        assert {a.kind for a in found} == {"group", "unit"}
+        assert len({(a.kind, a.name) for a in found}) == len(found)
+        for part in found:
+            assert (part.scores.dtype, part.scores.shape) == (np.float32, scores.shape)
+            assert np.isfinite(part.scores).all()
+        whole = measured(case, scores)
+        for kind in ("group", "unit"):
+            assert min(measured(case, a.scores) for a in found if a.kind == kind) < whole - 0.01
+        again = case.trainer.ablate(fitted, data, "valid", case.decision)
+        assert all(a.scores.tobytes() == b.scores.tobytes() for a, b in zip(found, again, strict=True))
+
+    def test_an_exported_model_is_the_same_each_time_and_names_no_place(self, case: Case, data, fitted, tmp_path):
+        folders = [tmp_path / "one", tmp_path / "two"]
+        for folder in folders:
+            folder.mkdir()
+            case.trainer.export(fitted, data, folder)
+        contents = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
+        assert contents[0] == contents[1]
+        assert all(name.endswith((".json", ".safetensors")) for name in contents[0])
+        places = [str(case.spec.path), str(case.spec.cache), str(fitted), str(tmp_path)]
+        for content in contents[0].values():
+            assert not [place for place in places if place.encode() in content]
+        named = json.loads(contents[0]["model.json"])["trainer"]
+        assert type(get_trainer(named)) is type(case.trainer)
+
+    @pytest.mark.parametrize("batch_rows", [997, 65536])
+    def test_scoring_the_rows_of_a_study_gives_its_predictions(
+        self, case: Case, every, fitted, tmp_path, batch_rows: int
+    ):
+        """To the bit, although batches are cut elsewhere than roles; labels are not there."""
+        (tmp_path / "model").mkdir()
+        case.trainer.export(fitted, every, tmp_path / "model")
+        moved = tmp_path / "elsewhere"
+        (tmp_path / "model").rename(moved)
+        batches = list(case.trainer.score(moved, case.source, tmp_path / "cache", batch_rows=batch_rows))
+        n_rows = sum(every.manifest.rows.values())
+        sizes = [len(b.predictions.scores[case.decision.task]) for b in batches]
+        assert [b.first_row for b in batches] == np.cumsum([0, *sizes])[:-1].tolist()
+        assert sum(sizes) == n_rows
+        assert max(sizes) <= batch_rows
+        for batch, size in zip(batches, sizes, strict=True):
+            assert batch.n_rows in (None, n_rows)
+            assert all(len(values) == size for values in batch.keys.values())
+        found = joined([b.predictions for b in batches])
+        for role in ROLES:
+            expected, rows = case.trainer.predict(fitted, every, role), case.rows_of(role)
+            for kind in ("scores", "calibrated"):
+                assert getattr(found, kind).keys() == getattr(expected, kind).keys()
+                for name, values in getattr(expected, kind).items():
+                    assert getattr(found, kind)[name][rows].tobytes() == values.tobytes(), (role, kind, name)
+
+    def test_a_model_or_a_source_that_is_not_there_is_refused(self, case: Case, data, fitted, tmp_path):
+        def score(model: Path, source: Path) -> None:
+            list(case.trainer.score(model, source, tmp_path / "cache"))
+
+        with pytest.raises(InputError, match="nowhere"):
+            score(tmp_path / "nowhere", case.source)
+        model = tmp_path / "model"
+        model.mkdir()
+        case.trainer.export(fitted, data, model)
+        with pytest.raises(InputError, match="nowhere"):
+            score(model, tmp_path / "nowhere")
+        (model / "model.json").write_text('{"trainer": "another"}')
+        with pytest.raises(InputError, match=r"model\.json"):
+            score(model, case.source)
+
+
+def joined(parts: list[Predictions]) -> Predictions:
+    kinds = []
+    for kind in ("scores", "calibrated"):
+        names = getattr(parts[0], kind)
+        kinds.append({name: np.concatenate([getattr(p, kind)[name] for p in parts]) for name in names})
+    return Predictions(*kinds)
 
 
 def measured(case: Case, scores: np.ndarray) -> float:
