@@ -1,7 +1,7 @@
 """What a figure of a report shows, described once; `figures_png` and `figures_html` draw the same panels.
 
-So the pictures in a paper and the interactive ones cannot tell different things. Colours are those of Okabe and Ito,
-told apart by colour-blind people too; baselines are grey, a default configuration is a pale tint of its arm.
+So the pictures in a paper and the interactive ones cannot tell different things. Colours are those of Okabe
+and Ito, told apart by colour-blind people too; baselines are grey, a default configuration is a tint of its arm.
 """
 
 from __future__ import annotations
@@ -121,14 +121,14 @@ Panel = Bars | Curves | Heat
 class Figure:
     """One figure: its file is `img/<study>_<key>.png`.
 
-    `caption` says what is drawn, of how many, and what the intervals are; `observation` what it shows, computed from
-    the numbers.
+    `caption` says what is drawn, of how many, and what the intervals are; `observations` are sentences on what it
+    shows, computed from the numbers.
     """
 
     key: str
     title: str
     caption: str
-    observation: str
+    observations: Sequence[str]
     panels: Sequence[Panel]
 
     @property
@@ -218,3 +218,8 @@ def wrapped(name: str, width: int) -> str:
 def filled(text: str, width: int) -> str:
     """A title on as many lines as it needs."""
     return "\n".join(textwrap.wrap(text, width))
+
+
+def cell(value: Number) -> str:
+    """A number in a cell of a `Heat`."""
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")

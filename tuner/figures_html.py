@@ -6,10 +6,11 @@ Plotly reads a small HTML of its own in names and labels, so every text from out
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.figures import GRID, HEAT, INK, SOFT, Bars, Curve, Curves, Heat, Panel, wrapped
+from tuner.figures import GRID, HEAT, INK, SOFT, Bars, Curve, Curves, Heat, Panel, cell, wrapped
 
 _AXIS = {
     "gridcolor": GRID, "linecolor": "#C3C9D0", "zerolinecolor": "#C3C9D0", "ticks": "", "automargin": True,
@@ -81,7 +82,7 @@ def _bars(panel: Bars) -> dict[str, Any]:
                     "hovertemplate": f"{_text(series.point)}: %{{{'x' if lying else 'y'}:.4g}}<extra></extra>",
                 }
             )  # fmt: skip
-    category = {"tickvals": places, "ticktext": names, "showgrid": False, "title": _title(panel.label)}
+    category = {"tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False, "title": _title(panel.label)}
     measured: dict[str, Any] = {"title": _title(panel.measure)}
     more: dict[str, Any] = {"barmode": "stack" if panel.stacked else "overlay"}
     if panel.reference is not None:
@@ -150,8 +151,6 @@ def _curves(panel: Curves) -> dict[str, Any]:
 
 
 def _log10(value: float) -> float:
-    import math
-
     return math.log10(value)
 
 
@@ -170,8 +169,6 @@ def _curve(curve: Curve) -> dict[str, Any]:
     if curve.hints:
         trace["text"] = [_text(hint) for hint in curve.hints]
         trace["hovertemplate"] = "%{y:.4g} at %{x:.4g}<br>%{text}<extra>%{fullData.name}</extra>"
-    if curve.faint or not any(curve.hints) or len(curve.hints) == len(curve.x):
-        pass
     if curve.low is not None and curve.high is not None:
         trace["error_y"] = {**_error(curve.y, curve.low, curve.high), "color": curve.colour, "width": 0}
     return trace
@@ -191,11 +188,11 @@ def _heat(panel: Heat) -> dict[str, Any]:
         }
     ]  # fmt: skip
     texts = [
-        {"x": j, "y": i, "text": "–" if value is None else f"{value:.2f}", "showarrow": False,
+        {"x": j, "y": i, "text": cell(value), "showarrow": False,
          "font": {"size": 12, "color": "#fff" if value is not None and abs(value) > 0.6 else INK}}
         for i, row in enumerate(panel.matrix) for j, value in enumerate(row)
     ]  # fmt: skip
-    ticks = {"tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False, "tickangle": 0}
+    ticks = {"tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False}
     y = {**ticks, "autorange": "reversed", "title": _title(panel.y_label)}
     layout = _layout(_HEIGHT + 60, {**ticks, "title": _title(panel.x_label)}, y, annotations=texts)
     return {"data": data, "layout": layout}

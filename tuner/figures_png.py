@@ -15,7 +15,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tuner.figures import GRID, HEAT, INK, SOFT, Bars, Curve, Curves, Entry, Figure, Heat, filled, legend, wrapped
+from tuner.figures import (
+    GRID,
+    HEAT,
+    INK,
+    SOFT,
+    Bars,
+    Curve,
+    Curves,
+    Entry,
+    Figure,
+    Heat,
+    cell,
+    filled,
+    legend,
+    wrapped,
+)
 
 DPI = 300
 PANEL_INCHES = (6.0, 5.0)
@@ -64,7 +79,8 @@ def draw_png(figure: Figure, path: Path) -> None:
         for ax in spare:
             ax.axis("off")
         _write_legend(canvas, spare, legend(figure), columns)
-        canvas.savefig(path, dpi=DPI, format="png")
+        # PNG counts whole pixels a metre: rounded up, so that readers see no less than 300 dpi.
+        canvas.savefig(path, dpi=DPI, format="png", pil_kwargs={"dpi": (300.03, 300.03)})
 
 
 def _draw(panel: Bars | Curves | Heat, ax: Axes, alone: bool) -> None:
@@ -127,6 +143,8 @@ def _draw_bars(panel: Bars, ax: Axes) -> None:
     if panel.reference is not None:
         line = ax.axvline if panel.horizontal else ax.axhline
         line(panel.reference.value, color=SOFT, linestyle="--", linewidth=1.1, zorder=1.5)
+    if panel.stacked:
+        (ax.set_xlim if panel.horizontal else ax.set_ylim)(0, 1.06 * max(bottom))
     _name_categories(panel, ax)
 
 
@@ -164,8 +182,8 @@ def _name_categories(panel: Bars, ax: Axes) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(6))
         return
     if n <= 8:
-        wide = max(8, 62 // n)
-        ax.set_xticks(places, [wrapped(name, wide) for name in panel.categories], fontsize=8.5 if n <= 5 else 7.5)
+        names = [wrapped(name, max(10, 62 // n)) for name in panel.categories]
+        ax.set_xticks(places, names, fontsize=8.5 if n <= 5 else 7.0)
     else:
         ax.set_xticks(places, panel.categories, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5)
     ax.tick_params(axis="x", length=0)
@@ -194,8 +212,8 @@ def _draw_curves(panel: Curves, ax: Axes) -> None:
     ax.set(xlabel=panel.x_label, ylabel=panel.y_label)
     ax.grid(which="major")
     if panel.x_ticks is not None:
-        ax.set_xticks(list(panel.x_ticks), [wrapped(name, 13) for name in panel.x_ticks.values()])
-        ax.tick_params(axis="x", labelsize=7.5)
+        ax.set_xticks(list(panel.x_ticks), [wrapped(name, 10) for name in panel.x_ticks.values()])
+        ax.tick_params(axis="x", labelsize=6.5)
     elif not panel.x_log and all(float(x).is_integer() for curve in panel.curves for x in curve.x):
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if panel.y_ticks is not None:
@@ -243,7 +261,7 @@ def _draw_heat(panel: Heat, ax: Axes) -> None:
         ax.spines[side].set_visible(False)
     for i, row in enumerate(panel.matrix):
         for j, value in enumerate(row):
-            text = "–" if value is None else f"{value:.2f}"
+            text = cell(value)
             dark = value is not None and abs(value) > 0.6
             ax.text(j, i, text, ha="center", va="center", color="white" if dark else INK)
     ax.figure.colorbar(image, ax=ax, shrink=0.8, label=panel.measure).outline.set_visible(False)

@@ -25,8 +25,7 @@ from tuner.spec import Objective
 from tuner.summary import StudySummary, TrialSummary
 
 N_IMPORTANCES, N_AXES, N_LINES = 20, 7, 200
-_STATE_COLOURS = {"complete": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00", "running": "#009E73"}
-_STATE_COLOURS["waiting"] = "#B8BCC2"
+_STATE_COLOURS = {"complete": "#7A8794", "pruned": "#E69F00", "failed": "#D55E00"}
 _UNSET = -0.16  # where a value stands that was not searched in its trial
 
 

@@ -51,13 +51,13 @@ def sample_text(document: Mapping[str, Any]) -> str:
 
 def interval_text(document: Mapping[str, Any]) -> str:
     return (
-        f"{document['confidence']:.0%} intervals from {document['n_replicates']:,} paired bootstrap replicates over "
-        f"units and seeds"
+        f"{findings.percent(document['confidence'])} intervals from {document['n_replicates']:,} paired bootstrap "
+        "replicates over units and seeds"
     )
 
 
 def _interval_name(document: Mapping[str, Any]) -> str:
-    return f"{document['confidence']:.0%} interval"
+    return f"{findings.percent(document['confidence'])} interval"
 
 
 def _metric_series(document: Mapping[str, Any], name: str, arms: Sequence[str], metric: str) -> dict[str, Any]:
@@ -297,6 +297,6 @@ def _certificate_panel(nominee: Mapping[str, Any]) -> Curves:
     counts = [test["n_selected"] for test in issued["tested"] if test["n_selected"]]
     return Curves(
         str(nominee["arm"]), "Rows selected on calibrate", "Precision", curves,
-        x_log=bool(counts) and max(counts) > 20 * min(counts),
+        x_log=max(counts) > 20 * min(counts), x_range=(0.0, 2.0 * counts[0]) if len(set(counts)) == 1 else None,
         reference=Reference(f"target {findings.figure(issued['target'])}", issued["target"]),
     )  # fmt: skip

@@ -25,18 +25,27 @@ def percent(value: float | None, signed: bool = False) -> str:
     if value is None:
         return "–"
     text = f"{100 * value:+.1f}" if signed else f"{100 * value:.4g}"
-    return text.replace("-", "−") + " %"
+    return text.replace("-", "−") + "\u00a0%"
 
 
 def spread(interval: Mapping[str, Any] | None, signed: bool = False, share: bool = False) -> str:
-    """`0.0601 (0.0580 to 0.0622)`: a value and the ends of its interval."""
+    """`0.0601 (0.0580 to 0.0622)`: a value and the ends of its interval, with two digits of the interval's half."""
     if interval is None or interval.get("value") is None:
         return "–"
-    write = percent if share else figure
-    value = write(interval["value"], signed)
-    if interval.get("low") is None or interval.get("high") is None:
-        return value
-    return f"{value} ({write(interval['low'], signed)} to {write(interval['high'], signed)})"
+    value, low, high = (interval.get(end) for end in ("value", "low", "high"))
+    if low is None or high is None:
+        return percent(value, signed) if share else figure(value, signed)
+    scale, unit = (100.0, "\u00a0%") if share else (1.0, "")
+    half = scale * (high - low) / 2
+    digits = min(8, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4 if not share else 1
+    write = [f"{scale * x:{'+' if signed else ''}.{digits}f}".replace("-", "−") + unit for x in (value, low, high)]
+    return f"{write[0]} ({write[1]} to {write[2]})"
+
+
+def ends(interval: Mapping[str, Any] | None, signed: bool = False, share: bool = False) -> tuple[str, str]:
+    """`spread` in two parts: the value, and `0.0580 to 0.0622`."""
+    value, _, rest = spread(interval, signed, share).partition(" (")
+    return value, rest.removesuffix(")")
 
 
 def setting(value: Any) -> str:
@@ -72,16 +81,16 @@ def names_of(document: Mapping[str, Any], *kinds: str) -> list[str]:
 # --- figures of the evaluation ---------------------------------------------------------------------------------
 
 
-def on_comparison(document: Mapping[str, Any]) -> str:
+def on_comparison(document: Mapping[str, Any]) -> list[str]:
     arms = [(name, found) for name in document["arms"] if (found := metric(document, name, "pr_auc"))]
     if not arms:
-        return "No model has a PR-AUC."
+        return ["No model has a PR-AUC."]
     best, found = max(arms, key=lambda item: item[1]["value"])
     base = document["sample"]["base_rate"]
     times = f", {found['value'] / base:.1f} times the base rate" if base else ""
     sentences = [f"Highest is {best} with {spread(found)}{times}."]
-    sentences += [compared(comparison) for comparison in document["comparisons"]]
-    return " ".join(sentences)
+    told = (c for c in document["comparisons"] if c["against"] != "base_rate")
+    return [*sentences, *map(compared, told)]
 
 
 def compared(comparison: Mapping[str, Any]) -> str:
@@ -95,7 +104,7 @@ def compared(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def on_top_k(document: Mapping[str, Any]) -> str:
+def on_top_k(document: Mapping[str, Any]) -> list[str]:
     sentences = []
     for kind, of_what in _KINDS.items():
         name = f"{kind}_at_1pct"
@@ -113,10 +122,10 @@ def on_top_k(document: Mapping[str, Any]) -> str:
         deep = metric(document, best, f"{kind}_at_10pct")
         text += f". In the top 10 % {best} has {percent(deep['value'])}." if deep else "."
         sentences.append(text)
-    return " ".join(sentences) or "No model has shares at the top."
+    return sentences or ["No model has shares at the top."]
 
 
-def on_training(document: Mapping[str, Any]) -> str:
+def on_training(document: Mapping[str, Any]) -> list[str]:
     sentences = []
     for arm, curve in document["training"].items():
         valid = [(step, v) for step, v in zip(curve["steps"], curve["valid_pr_auc"], strict=False) if v is not None]
@@ -136,7 +145,7 @@ def on_training(document: Mapping[str, Any]) -> str:
         sentences.append(f"The training loss ends higher than it began for {listed(rising)}.")
     elif sentences:
         sentences.append("Every training loss ends below where it began.")
-    return " ".join(sentences) or "Nothing was measured on valid."
+    return sentences or ["Nothing was measured on valid."]
 
 
 def pairs(cosine: Mapping[str, Any]) -> list[tuple[float, str, str]]:
@@ -151,10 +160,10 @@ def pairs(cosine: Mapping[str, Any]) -> list[tuple[float, str, str]]:
     return sorted(found)
 
 
-def on_gradients(document: Mapping[str, Any]) -> str:
+def on_gradients(document: Mapping[str, Any]) -> list[str]:
     found = pairs(document["gradient_cosine"])
     if not found:
-        return "No two tasks could be compared."
+        return ["No two tasks could be compared."]
     opposed = [f"{a} and {b} ({figure(c)})" for c, a, b in found if c < -UNRELATED]
     aligned = [f"{a} and {b} ({figure(c)})" for c, a, b in reversed(found) if c > UNRELATED]
     n_between = len(found) - len(opposed) - len(aligned)
@@ -168,7 +177,7 @@ def on_gradients(document: Mapping[str, Any]) -> str:
     if n_between:
         pairs_text = counted(n_between, "pair")
         sentences.append(f"{pairs_text} of {len(found)} {'is' if n_between == 1 else 'are'} nearly unrelated.")
-    return " ".join(sentences)
+    return sentences
 
 
 def mean_valid(document: Mapping[str, Any], arm: str) -> float | None:
@@ -182,7 +191,7 @@ def idle(part: Mapping[str, Any]) -> bool:
     return part["drop"] <= (part["sd"] or 0.0)
 
 
-def on_importance(document: Mapping[str, Any]) -> str:
+def on_importance(document: Mapping[str, Any]) -> list[str]:
     found, sentences = document["importance"], []
     whole = mean_valid(document, found["arm"])
     for parts, one, many in ((found["groups"], "group", "groups"), (found["units"], "shared unit", "shared units")):
@@ -199,10 +208,10 @@ def on_importance(document: Mapping[str, Any]) -> str:
         sentences.append(
             f"{lost}; {n_idle} of {counted(len(parts), one, many)} cost no more than their spread over seeds."
         )
-    return " ".join(sentences)
+    return sentences
 
 
-def on_reliability(document: Mapping[str, Any]) -> str:
+def on_reliability(document: Mapping[str, Any]) -> list[str]:
     arm, sentences = document["reliability"]["arm"], []
     for name, words in (("ece", "expected calibration error"), ("brier", "Brier score"), ("log_loss", "log loss")):
         raw, calibrated = metric(document, arm, f"{name}_raw"), metric(document, arm, f"{name}_calibrated")
@@ -217,11 +226,24 @@ def on_reliability(document: Mapping[str, Any]) -> str:
     outside = sum(not b["low"] <= b["predicted"] <= b["high"] for b in bins)
     if bins:
         sentences.append(f"After it {len(bins) - outside} of {len(bins)} bins hold their prediction in the interval.")
-    return " ".join(sentences)
+    return sentences
 
 
-def on_certificate(document: Mapping[str, Any]) -> str:
-    return " ".join(certified(nominee, document) for nominee in document["nominees"])
+def on_certificate(document: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for nominee in document["nominees"]:
+        issued = nominee["certificate"]
+        tested, target = issued["tested"], issued["target"]
+        passed = [test for test in tested if test["passed"]]
+        text = f"{nominee['arm']}: {len(passed)} of {counted(len(tested), 'tested cut')} passed"
+        if passed:
+            text += f", from {passed[0]['n_selected']:,} to {passed[-1]['n_selected']:,} selected rows"
+        if len(passed) < len(tested):
+            failed = tested[len(passed)]
+            short = figure(target - failed["bound"])
+            text += f"; at {failed['n_selected']:,} rows the bound {figure(failed['bound'])} is {short} short of the target"
+        sentences.append(f"{text}.")
+    return sentences
 
 
 def certified(nominee: Mapping[str, Any], document: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -44,7 +45,8 @@ def html_report(page: Page) -> str:
 
 
 def _escape(text: str) -> str:
-    return html.escape(str(text), quote=True)
+    """What stands before a per cent sign stays on its line."""
+    return html.escape(re.sub(r"(?<=\d) %", "\u00a0%", str(text)), quote=True)
 
 
 def _embedded(value: Any) -> str:
@@ -106,17 +108,26 @@ def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> Iterator[str]:
         for index, cell in enumerate(cells):
             kind = ' class="name"' if index < table.n_names else ""
-            content = _broken(cell) if index < table.n_names else _escape(cell)
+            content = _broken(cell) if index < table.n_names else _cell(cell)
             yield f"<{tag}{kind}>{content}</{tag}>"
 
+    narrow = ' class="narrow"' if len(table.columns) <= 3 else ""
     head = "".join(row(table.columns, "th"))
     body = "".join(f"<tr>{''.join(row(cells, 'td'))}</tr>" for cells in table.rows)
     drawn = (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table{narrow}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
     if table.folded:
         return f"<details><summary>{_escape(table.caption)}</summary>{drawn}</details>"
     return f'<figure class="table">{drawn}<figcaption>{_escape(table.caption)}</figcaption></figure>'
+
+
+def _cell(text: str) -> str:
+    """An interval stands below its value."""
+    value, found, between = text.partition(" (")
+    if not found or " to " not in between:
+        return _escape(text)
+    return f"{_escape(value)}<small>{_escape(between.removesuffix(')'))}</small>"
 
 
 def _figure(figure: Figure, plots: list[dict[str, Any]]) -> str:
@@ -136,9 +147,16 @@ def _figure(figure: Figure, plots: list[dict[str, Any]]) -> str:
     several = " several" if len(figure.panels) > 1 else ""
     return (
         f'<figure class="drawn" id="{_escape(figure.key)}">\n<h3>{_escape(figure.title)}</h3>\n'
-        f'<p class="observation">{_escape(figure.observation)}</p>\n<div class="legend">{entries}</div>\n'
+        f'{_observations(figure.observations)}\n<div class="legend">{entries}</div>\n'
         f'<div class="panels{several}">{"".join(panels)}</div>\n<figcaption>{_escape(figure.caption)}</figcaption>\n</figure>'
     )
+
+
+def _observations(sentences: Sequence[str]) -> str:
+    """A few as a paragraph, more as a list."""
+    if len(sentences) <= 2:
+        return f'<p class="observation">{_escape(" ".join(sentences))}</p>'
+    return f'<ul class="observation">{"".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)}</ul>'
 
 
 def _entry(entry: Entry) -> str:

@@ -47,7 +47,11 @@ def _block(block: Any, study: str) -> Iterator[str]:
         yield f"*{_escape(block.title)} is not drawn: {_escape(block.reason)}.*"
     else:
         yield from (f"### {_escape(block.title)}", "", f"![{_escape(block.title)}](img/{study}_{block.key}.png)", "")
-        yield from (_escape(block.observation), "", f"*{_escape(block.caption)}*")
+        if len(block.observations) <= 2:
+            yield _escape(" ".join(block.observations))
+        else:
+            yield from (f"- {_escape(sentence)}" for sentence in block.observations)
+        yield from ("", f"*{_escape(block.caption)}*")
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], n_names: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from tuner.figures import Figure, Missing
 from tuner.figures_search import search_figures
 from tuner.figures_verdict import interval_text, sample_text, verdict_figures
 from tuner.formats import duration
-from tuner.report_findings import certified, counted, figure, metric, names_of, percent, setting, spread
+from tuner.report_findings import certified, counted, ends, figure, metric, names_of, percent, setting, spread
 from tuner.summary import StudySummary
 from tuner.tree import find, leaves
 
@@ -85,9 +85,9 @@ def make_page(document: Mapping[str, Any], summary: StudySummary) -> Page:
     sections = [
         Section("Verdict", [*map(Paragraph, text.verdict_lines(document)), *_comparisons(document)]),
         Section("What follows for the design", [Bullets(text.implications(document) or ["Nothing beyond the verdict."])]),
-        Section("How the models compare", [*compared, *_models(document), *_amounts(document), *_left_out(document)]),
+        Section("How the models compare", [*compared, *_models(document, _RANKING, "Ranking"), *_amounts(document), *_left_out(document)]),
         Section("Why", why),
-        Section("Calibration", [drawn["reliability"]]),
+        Section("Calibration", [drawn["reliability"], *_models(document, _PROBABILITIES, _PROBABILITIES_OF)]),
         Section("Certificate", [*_certificates(document, drawn["certificate"])]),
         Section("Looks at test and calibrate", list(_looks(document))),
         Section("Single features", list(_leak(document))),
@@ -116,9 +116,8 @@ def make_page(document: Mapping[str, Any], summary: StudySummary) -> Page:
 def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
     verdict, n_test = document["verdict"], document["looks"].get("test", {})
     if verdict is not None:
-        relative = verdict["relative"]
-        between = " to ".join(percent(relative[end], signed=True) for end in ("low", "high"))
-        yield Tile("Gain in PR-AUC", percent(relative["value"], signed=True), f"{between}, {document['confidence']:.0%} interval")
+        gain, between = ends(verdict["relative"], signed=True, share=True)
+        yield Tile("Gain in PR-AUC", gain, f"{between}, {percent(document['confidence'])} interval")
         for arm in (verdict["arm"], verdict["against"]):
             yield _pr_auc_tile(document, arm)
     elif document["nominees"]:
@@ -136,8 +135,7 @@ def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
 
 
 def _pr_auc_tile(document: Mapping[str, Any], arm: str) -> Tile:
-    found = metric(document, arm, "pr_auc") or {}
-    return Tile(f"PR-AUC, {arm}", figure(found.get("value")), f"{figure(found.get('low'))} to {figure(found.get('high'))}")
+    return Tile(f"PR-AUC, {arm}", *ends(metric(document, arm, "pr_auc")))
 
 
 # --- comparison ------------------------------------------------------------------------------------------------
@@ -155,25 +153,28 @@ def _comparisons(document: Mapping[str, Any]) -> Iterator[Block]:
         yield Table(columns, rows, f"Differences with {interval_text(document)}; {sample_text(document)}.", n_names=2)
 
 
-_COLUMNS = {
-    "pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "recall_at_1pct": "Recall at 1 %", "revenue_at_1pct": "Revenue at 1 %",
-    "capture_at_1pct": "Capture at 1 %", "ece_raw": "ECE raw", "ece_calibrated": "ECE calibrated",
-    "brier_raw": "Brier raw", "brier_calibrated": "Brier calibrated", "log_loss_raw": "Log loss raw",
+_RANKING = {
+    "pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "recall_at_1pct": "Recall at 1 %", "recall_at_10pct": "Recall at 10 %",
+    "capture_at_1pct": "Capture at 1 %", "revenue_at_1pct": "Revenue at 1 %",
+}  # fmt: skip
+_PROBABILITIES = {
+    "ece_raw": "ECE raw", "ece_calibrated": "ECE calibrated", "brier_raw": "Brier raw",
+    "brier_calibrated": "Brier calibrated", "log_loss_raw": "Log loss raw",
     "log_loss_calibrated": "Log loss calibrated",
 }  # fmt: skip
+_PROBABILITIES_OF = "Probabilities (ECE: expected calibration error over 20 bins of equal mass)"
 
 
-def _models(document: Mapping[str, Any]) -> Iterator[Block]:
-    names = [name for name in _COLUMNS if any(metric(document, arm, name) for arm in document["arms"])]
+def _models(document: Mapping[str, Any], wanted: Mapping[str, str], what: str) -> Iterator[Block]:
+    """Metrics of all models; those that no model has are left out."""
+    names = [name for name in wanted if any(metric(document, arm, name) for arm in document["arms"])]
     rows = [
         [arm, found["kind"], *(spread(metric(document, arm, name)) for name in names)]
         for arm, found in document["arms"].items()
     ]
-    yield Table(
-        ["Model", "Kind", *(_COLUMNS[name] for name in names)], rows,
-        f"All models on {sample_text(document)}; {interval_text(document)}. ECE: expected calibration error over 20 "
-        "bins of equal mass.", n_names=2,
-    )  # fmt: skip
+    if names:
+        caption = f"{what} of all models on {sample_text(document)}; {interval_text(document)}."
+        yield Table(["Model", "Kind", *(wanted[name] for name in names)], rows, caption, n_names=2)
 
 
 def _amounts(document: Mapping[str, Any]) -> Iterator[Block]:
@@ -345,7 +346,7 @@ def _fits(document: Mapping[str, Any]) -> Iterator[Block]:
     ]  # fmt: skip
     columns = ["Model", "Fit", "Seed", "State", "Best epoch", "Epochs", "Time", "PR-AUC (valid)", "Feasible", "Failure"]
     n_failed = sum(fit["state"] != "complete" for arm in document["arms"].values() for fit in arm["fits"])
-    failed = "" if not n_failed else f" {counted(n_failed, 'fit')} did not complete and count nowhere."
+    failed = "" if not n_failed else f" Not complete, and counted nowhere: {n_failed}."
     yield Table(columns, rows, f"Every fit: {counted(len(rows), 'model')}.{failed}", folded=True)
 
 

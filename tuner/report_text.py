@@ -9,6 +9,7 @@ from tuner.report_findings import (
     UNRELATED,
     compared,
     counted,
+    ends,
     excludes_zero,
     figure,
     idle,
@@ -47,11 +48,11 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
         "undecided": f"these data do not decide whether training as {arm} helps to predict {task}",
     }[verdict["outcome"]]
     ours, theirs = metric(document, arm, "pr_auc"), metric(document, against, "pr_auc")
-    values = f"PR-AUC {figure(ours['value'])} against {figure(theirs['value'])} of {against}" if ours and theirs else ""
-    relative = verdict["relative"]
+    values = f"PR-AUC {ends(ours)[0]} against {ends(theirs)[0]} of {against}"
+    gain, between = ends(verdict["relative"], signed=True, share=True)
     return (
-        f"{start}: {values}, {percent(relative['value'], signed=True)} ({document['confidence']:.0%} interval "
-        f"{percent(relative['low'], signed=True)} to {percent(relative['high'], signed=True)}) where {asked(verdict)} was asked for"
+        f"{start}: {values}, {gain} ({percent(document['confidence'])} interval {between}), where {asked(verdict)} was "
+        "asked for"
     )
 
 
@@ -114,7 +115,7 @@ def _on_arms(document: Mapping[str, Any]) -> Iterator[str]:
     verdict = document["verdict"]
     if verdict is None:
         return
-    low, high = (percent(verdict["relative"][end], signed=True) for end in ("low", "high"))
+    low, _, high = ends(verdict["relative"], signed=True, share=True)[1].partition(" to ")
     yield {
         "helps": f"Train as {verdict['arm']}: the gain over {verdict['against']} is at least {low}.",
         "does not": f"Stay with {verdict['against']}: {verdict['arm']} gains at most {high}, less than was asked for.",
@@ -161,7 +162,7 @@ def _on_features(document: Mapping[str, Any]) -> Iterator[str]:
     spare = [str(part["name"]) for part in found["groups"] if idle(part)]
     if spare:
         named = listed(spare[:8]) + (f" and {len(spare) - 8} more" if len(spare) > 8 else "")
-        yield f"Candidates for removal, each alone: {named} cost no more PR-AUC than the spread over seeds."
+        yield f"Candidates for removal, each alone: {named}. Without it PR-AUC falls no more than seeds differ."
     n_idle = sum(idle(part) for part in found["units"])
     if n_idle:
         yield f"{n_idle} of {counted(len(found['units']), 'shared unit')} carry nothing for {document['task']} alone."
