@@ -28,7 +28,6 @@ the value.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -199,9 +198,8 @@ class Draws:
             return np.zeros(self.n_replicates)
         freedom = total**2 / (errors**2 / freedoms).sum()  # Welch and Satterthwaite
         grid = stats.t.ppf((np.arange(self.n_replicates) + 0.5) / self.n_replicates, freedom)
-        names = sorted(models)
-        rng = np.random.default_rng([self._seed, 2, zlib.crc32("/".join(names).encode())])
-        return rng.permutation(grid) * np.sqrt(total) * (1.0 if names == models else -1.0)
+        moves = np.random.default_rng([self._seed, 2]).permutation(grid) * np.sqrt(total)
+        return moves if models == sorted(models) else -moves
 
     def _of(self, model: str) -> Mapping[str, Floats]:
         if model not in self._values:

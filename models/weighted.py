@@ -213,7 +213,6 @@ class Weighted:
             cut = np.minimum(inside, len(ends) - 1)
             tied = ties[cut, columns]
             share = ((depth - ends[cut, columns] + tied) / np.maximum(tied, 1.0)).clip(0.0, 1.0)
-            share[inside == len(ends)] = 1.0
             without = true[cut, columns] - positives[cut, columns]
             recalled = without + share * positives[cut, columns]
             found[f"recall_at_{percent}pct"] = recalled / true[-1]
