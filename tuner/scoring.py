@@ -14,7 +14,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from models.trainer import InputError, Predictions, Role
+from models.trainer import DiskError, InputError, Predictions, Role
 from storage.artifacts import flush_folder
 from storage.rows import LookRow, RunRow
 from storage.runs import Store
-from tuner.snapshots import local_errors
 from tuner.uploads import Uploads
 
 log = logging.getLogger("tuner")
@@ -162,12 +162,24 @@ def _predictions(arrays: Mapping[str, np.ndarray] | None) -> Predictions | None:
 # --- files -----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses to write at a path becomes a DiskError."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        reason = f"{path}: the disk refused it ({error.strerror}); make room and run again"
+        raise DiskError(error.errno, reason) from error
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, str]) -> None:
     """Store arrays under what they were made from. Atomic; durable on return. Raises DiskError."""
     arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     content = save(arrays, {**identity, "sha256": _digest(arrays)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with local_errors(path.parent):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:

@@ -28,8 +28,7 @@ from tuner import registry
 from tuner.crew import choose_devices
 from tuner.document import Findings, finite, write_document
 from tuner.evidence import Baselines, Fit, OnValid, Rows, importance, on_valid, pr_auc, scores_of
-from tuner.scoring import Model, Scoring, checksum_of, checksum_of_text, find_checkpoint
-from tuner.snapshots import local_errors
+from tuner.scoring import Model, Scoring, checksum_of, checksum_of_text, disk_errors, find_checkpoint
 from tuner.study import Study
 from tuner.uploads import Uploads
 
@@ -315,7 +314,7 @@ class _Conclusion:
             nonlocal told
             if done / total >= told + 0.25:
                 told = done / total
-                self.say(f"bootstrap: {done} of {total} replicates")
+                self.say(f"bootstrap: {100 * done // total} %")
 
         return resample(rows.sample(), dict(scores), self.plan.n_replicates, self.spec.seed, progress)
 
@@ -329,7 +328,7 @@ class _Conclusion:
         assert fit is not None
         assert fit.checkpoint is not None
         folder = self.folder / "model"
-        with local_errors(self.folder):
+        with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             self.trainer.export(fit.checkpoint, data, folder)

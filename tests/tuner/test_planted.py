@@ -1,5 +1,5 @@
-"""Three planted populations through the real path: search, evaluation, verdict. Both arms learn who gives, from two
-dozen columns; the second one learns how long they watch, too.
+"""Three planted populations through the real path: search, evaluation, verdict. Both arms learn who gives, from
+some dozen columns; the second one learns how long they watch, too.
 
 Where watching and giving follow the same direction, and few give, the second arm has to win; where they follow
 directions at right angles and givers abound, it has nothing to win; where there are few rows, nobody can know.
@@ -31,7 +31,6 @@ from tuner.summary import summarize
 from tuner.verdict import conclude
 from tuner.worker import Worker, WorkerOptions
 
-N_COLUMNS = 24
 SEEDS = 4
 
 
@@ -40,23 +39,24 @@ class Population:
     """`related`: watching and giving follow one direction. `rarity`: logit of not giving, in the middle."""
 
     n_rows: int
+    n_columns: int
     related: bool
     rarity: float
     shares: dict[str, float]
 
 
-HELPS = Population(20_000, True, 4.0, {"train": 0.1, "valid": 0.15, "calibrate": 0.15, "test": 0.6})
-USELESS = Population(20_000, False, 2.0, {"train": 0.3, "valid": 0.15, "calibrate": 0.1, "test": 0.45})
-SMALL = Population(1_500, True, 3.0, {"train": 0.4, "valid": 0.2, "calibrate": 0.2, "test": 0.2})
+HELPS = Population(30_000, 40, True, 4.0, {"train": 0.065, "valid": 0.1, "calibrate": 0.135, "test": 0.7})
+USELESS = Population(20_000, 24, False, 2.0, {"train": 0.3, "valid": 0.15, "calibrate": 0.1, "test": 0.45})
+SMALL = Population(1_500, 24, True, 3.0, {"train": 0.4, "valid": 0.2, "calibrate": 0.2, "test": 0.2})
 
 
 def write_population(path: Path, population: Population) -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(population.n_rows, N_COLUMNS))
-    along, across = np.linalg.qr(rng.normal(size=(N_COLUMNS, 2)))[0].T
+    x = rng.normal(size=(population.n_rows, population.n_columns))
+    along, across = np.linalg.qr(rng.normal(size=(population.n_columns, 2)))[0].T
     giving = x @ along
     watching = giving if population.related else x @ across
-    frame = pd.DataFrame({f"x{i}": x[:, i] for i in range(N_COLUMNS)})
+    frame = pd.DataFrame({f"x{i}": x[:, i] for i in range(population.n_columns)})
     frame["seconds"] = np.expm1(np.clip(4 + watching + 0.2 * rng.normal(size=len(x)), 0, None))
     frame["gave"] = (rng.random(len(x)) < 1 / (1 + np.exp(population.rarity - 2 * giving))).astype(int)
     frame.to_parquet(path)
@@ -68,7 +68,7 @@ def spec_of(population: Population) -> dict[str, Any]:
         "data": {
             "source": "table",
             "path": "table.parquet",
-            "numeric_columns": [f"x{i}" for i in range(N_COLUMNS)],
+            "numeric_columns": [f"x{i}" for i in range(population.n_columns)],
             "categorical_columns": [],
             "tasks": {
                 "watches": {"kind": "regression", "column": "seconds", "transform": "log1p"},
@@ -161,6 +161,6 @@ def test_the_verdict_is_what_was_planted(tmp_path: Path, population: Population,
         assert gain["low"] < 0.03 <= gain["high"]
         assert verdict["positives_needed"] is None or verdict["positives_needed"] > 0
     groups = document["importance"]["groups"]
-    assert len(groups) == N_COLUMNS
+    assert len(groups) == population.n_columns
     assert groups[0]["drop"] > 0
     assert len(document["importance"]["units"]) > 0
