@@ -121,7 +121,7 @@ def document_of(folder: Path, population: Population) -> dict[str, Any]:
         data = trainer.load(coordinator.data_spec(spec, trainer, options), SEARCH_ROLES)
         study = coordinator.open_study(spec, data.manifest, options, database)
         work_off(study, trainer, data, Path(options.runs))
-        plan = make_plan(summarize(study), seeds=SEEDS, n_replicates=500)
+        plan = make_plan(summarize(study), seeds=SEEDS, n_replicates=300)
         row = study.store.create_evaluation(study.id, 1, "planted.evaluation-1", plan.as_json())
         stored = study.store.get_study(study.id).data
         fits = coordinator.create_study(database, row.name, spec_of_fits(spec, plan), stored, plan.n_fits)

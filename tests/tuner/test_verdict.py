@@ -17,11 +17,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models.baselines import BASELINES
 from models.calibration import Calibrator
-from models.trainer import InputError
+from models.trainer import Decision, InputError, Labels, Predictions
+from storage.rows import MeasurementRow
 from storage.runs import Store
 from tests.tuner import judged_study
 from tests.tuner.judged_study import Evaluated, JudgedTrainer, world
 from tuner import verdict
+from tuner.document import mean_cosines, training_curves
+from tuner.evidence import Rows, importance, on_valid
+from tuner.evidence import scores_of as scores_of_fit
 from tuner.verdict import conclude
 
 ROLES = ("valid", "test")
@@ -528,3 +532,59 @@ def test_numbers_that_are_none_become_null():
         {"a": math.nan, "b": [np.float32(0.5), math.inf], "c": (1, np.int64(2)), "d": np.arange(2)}
     )
     assert found == {"a": None, "b": [0.5, None], "c": [1, 2], "d": [0, 1]}
+
+
+def measurement(step: int, **metrics: float) -> MeasurementRow:
+    return MeasurementRow(step, {name.replace("__", "/"): value for name, value in metrics.items()}, 1.0)
+
+
+def test_cosines_are_the_mean_over_all_steps_and_symmetric():
+    rows = [
+        measurement(0, train__cosine__a__b=0.5, train__cosine__a__c=-0.2, train__cosine__b__c=0.1),
+        measurement(1, train__cosine__a__b=0.1, train__cosine__b__c=0.3, train__lr=0.1),
+    ]
+    found = mean_cosines(rows)
+    assert found is not None
+    assert found["tasks"] == ["a", "b", "c"]
+    np.testing.assert_allclose(found["matrix"], [[1.0, 0.3, -0.2], [0.3, 1.0, 0.2], [-0.2, 0.2, 1.0]])
+    assert mean_cosines([measurement(0, train__lr=0.1)]) is None
+
+
+def test_training_curves_keep_their_steps_where_a_value_is_missing():
+    rows = [measurement(0, train__a__loss=0.5, valid__t__pr_auc=0.1), measurement(3, train__b__loss=0.2)]
+    assert training_curves(rows, "t") == {
+        "steps": [0, 3], "loss": {"a": [0.5, None], "b": [None, 0.2]}, "valid_pr_auc": [0.1, None],
+    }  # fmt: skip
+
+
+def test_importance_of_one_seed_has_no_spread_and_of_no_part_is_none():
+    found = importance("a", "valid", {"group/x/y": [0.1], "group/z": [0.3], "unit/0": [-0.1]})
+    assert found is not None
+    assert [(group["name"], group["drop"], group["sd"]) for group in found["groups"]] == [
+        ("z", 0.3, None), ("x/y", 0.1, None),
+    ]  # fmt: skip
+    assert found["units"][0]["per_seed"] == [-0.1]
+    assert importance("a", "valid", {}) is None
+
+
+def test_rows_without_the_decisions_label_are_left_out_everywhere():
+    labels = Labels(
+        {"t": np.array([1, np.nan, 0, 1], np.float32), "money": np.array([2.0, 3.0, np.nan, 4.0], np.float32)},
+        np.array([7, 7, 8, 9]), np.array([2.0, 3.0, 0.0, 4.0]), {"money": "log1p"},
+    )  # fmt: skip
+    rows = Rows.of(labels, "test", "t")
+    assert rows.labels.tolist() == [1, 0, 1]
+    assert rows.unit.tolist() == [7, 8, 9]
+    assert rows.amount.tolist() == [2.0, 0.0, 4.0]
+    np.testing.assert_array_equal(rows.targets["money"], [2.0, np.nan, 4.0])
+    logits = np.array([0.5, 99.0, -1.0, 2.0], np.float32)
+    money = np.array([1.0, 99.0, 1.0, 5.0], np.float32)
+    predictions = Predictions({"t": logits, "money": money})
+    decision = Decision(task="t", target_precision=0.5, min_selected=1)
+    valid = on_valid(predictions, rows, decision, 0)
+    assert valid.pr_auc == pytest.approx(1.0)
+    scores = scores_of_fit(predictions, rows, "t", valid)
+    assert scores.logits.tolist() == [0.5, -1.0, 2.0]
+    assert scores.amounts["money"][0].tolist() == [1.0, 1.0, 5.0]
+    with pytest.raises(InputError, match="test/t: expected a positive among 1 rows"):
+        Rows.of(Labels({"t": np.zeros(1, np.float32)}, np.zeros(1), None, {}), "test", "t")
