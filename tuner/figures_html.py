@@ -82,7 +82,13 @@ def _bars(panel: Bars) -> dict[str, Any]:
                     "hovertemplate": f"{_text(series.point)}: %{{{'x' if lying else 'y'}:.4g}}<extra></extra>",
                 }
             )  # fmt: skip
-    category = {"tickvals": places, "ticktext": names, "showgrid": False, "zeroline": False, "title": _title(panel.label)}
+    category = {
+        "tickvals": places,
+        "ticktext": names,
+        "showgrid": False,
+        "zeroline": False,
+        "title": _title(panel.label),
+    }
     measured: dict[str, Any] = {"title": _title(panel.measure)}
     more: dict[str, Any] = {"barmode": "stack" if panel.stacked else "overlay"}
     if panel.reference is not None:
@@ -119,7 +125,8 @@ def _hint(name: str, category: str, i: int, series: Any) -> str:
 def _line(value: float, upright: bool) -> dict[str, Any]:
     along, across = ("y", "x") if upright else ("x", "y")
     return {
-        "type": "line", f"{along}ref": "paper", f"{along}0": 0, f"{along}1": 1, f"{across}0": value, f"{across}1": value,
+        "type": "line", f"{along}ref": "paper", f"{along}0": 0, f"{along}1": 1,
+        f"{across}0": value, f"{across}1": value,
         "line": {"color": SOFT, "width": 1.2, "dash": "dash"},
     }  # fmt: skip
 
@@ -132,10 +139,14 @@ def _curves(panel: Curves) -> dict[str, Any]:
             axis |= {"type": "log", "dtick": 1}
         if limits is not None:
             axis["range"] = [_log10(end) if log else end for end in limits]
-    many = panel.x_ticks is not None
+    many = len(panel.x_ticks or ()) > 6
     for axis, ticks in ((x, panel.x_ticks), (y, panel.y_ticks)):
         if ticks is not None:
-            axis |= {"tickvals": list(ticks), "ticktext": [_text(name, 14) for name in ticks.values()], "tickangle": 0}
+            axis |= {
+                "tickvals": list(ticks),
+                "ticktext": [_text(name, 14) for name in ticks.values()],
+                "tickangle": 0,
+            }
             axis["tickfont"] = {"size": 10}
     more: dict[str, Any] = {}
     if panel.reference is not None:
@@ -160,7 +171,8 @@ def _curve(curve: Curve) -> dict[str, Any]:
     trace: dict[str, Any] = {
         "type": "scatter", "mode": "markers" if dots else "lines+markers" if both else "lines",
         "x": list(curve.x), "y": list(curve.y), "name": _text(curve.name), "meta": curve.name,
-        "line": {"color": curve.colour, "width": 1 if curve.faint else 2, "dash": "dash" if curve.mark == "dash" else "solid"},
+        "line": {"color": curve.colour, "width": 1 if curve.faint else 2,
+                 "dash": "dash" if curve.mark == "dash" else "solid"},
         "marker": {"color": "#fff" if curve.mark == "hollow" else curve.colour, "size": 7,
                    "line": {"color": curve.colour, "width": 1.4 if curve.mark == "hollow" else 0}},
         "opacity": 0.35 if curve.faint else 1.0, "connectgaps": False,
@@ -180,7 +192,8 @@ def _heat(panel: Heat) -> dict[str, Any]:
     scale = [[0.0, HEAT[0]], [0.5, HEAT[1]], [1.0, HEAT[2]]]
     data = [
         {
-            "type": "heatmap", "z": [list(row) for row in panel.matrix], "x": places, "y": places, "zmin": -1, "zmax": 1,
+            "type": "heatmap", "z": [list(row) for row in panel.matrix], "x": places, "y": places,
+            "zmin": -1, "zmax": 1,
             "colorscale": scale, "xgap": 2, "ygap": 2, "hoverongaps": False,
             "hovertemplate": "%{z:.3f}<extra></extra>",
             "colorbar": {"title": {"text": _text(panel.measure), "side": "right", "font": {"size": 11}},

@@ -104,7 +104,9 @@ def _write_legend(canvas: Canvas, spare: Sequence[Axes], entries: Sequence[Entry
         return
     longest = max(len(entry.name) for entry in entries)
     room = 78 * columns  # characters that stand beside each other
-    canvas.legend(handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), room // (longest + 7))))
+    canvas.legend(
+        handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), room // (longest + 7)))
+    )
 
 
 def _handle(entry: Entry) -> Any:
@@ -148,9 +150,7 @@ def _draw_bars(panel: Bars, ax: Axes) -> None:
     _name_categories(panel, ax)
 
 
-def _bar(
-    panel: Bars, ax: Axes, at: float, value: float, bottom: float, width: float, colour: str
-) -> None:
+def _bar(panel: Bars, ax: Axes, at: float, value: float, bottom: float, width: float, colour: str) -> None:
     if panel.horizontal:
         ax.barh(at, value, width * 0.92, left=bottom, color=colour)
     else:
@@ -159,9 +159,13 @@ def _bar(
 
 def _interval(panel: Bars, ax: Axes, at: float, low: float, high: float) -> None:
     if panel.horizontal:
-        ax.errorbar([(low + high) / 2], [at], xerr=(high - low) / 2, color=INK, capsize=2.5, linewidth=1.1, zorder=3)
+        ax.errorbar(
+            [(low + high) / 2], [at], xerr=(high - low) / 2, color=INK, capsize=2.5, linewidth=1.1, zorder=3
+        )
     else:
-        ax.errorbar([at], [(low + high) / 2], yerr=(high - low) / 2, color=INK, capsize=2.5, linewidth=1.1, zorder=3)
+        ax.errorbar(
+            [at], [(low + high) / 2], yerr=(high - low) / 2, color=INK, capsize=2.5, linewidth=1.1, zorder=3
+        )
 
 
 def _points(panel: Bars, ax: Axes, at: float, points: Sequence[float], width: float) -> None:
@@ -212,8 +216,11 @@ def _draw_curves(panel: Curves, ax: Axes) -> None:
     ax.set(xlabel=panel.x_label, ylabel=panel.y_label)
     ax.grid(which="major")
     if panel.x_ticks is not None:
-        ax.set_xticks(list(panel.x_ticks), [wrapped(name, 10) for name in panel.x_ticks.values()])
-        ax.tick_params(axis="x", labelsize=6.5)
+        ax.set_xticks(
+            list(panel.x_ticks),
+            [wrapped(name, max(10, 62 // len(panel.x_ticks))) for name in panel.x_ticks.values()],
+        )
+        ax.tick_params(axis="x", labelsize=6.5 if len(panel.x_ticks) > 6 else 8)
     elif not panel.x_log and all(float(x).is_integer() for curve in panel.curves for x in curve.x):
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if panel.y_ticks is not None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner import report_search as findings
-from tuner.report_findings import figure, setting
 from tuner.figures import (
     ARM_COLOURS,
     INK,
@@ -20,6 +19,7 @@ from tuner.figures import (
     Series,
 )
 from tuner.optuna_importance import MIN_TRIALS, parameter_importance
+from tuner.report_findings import figure, setting
 from tuner.space import Dimension
 from tuner.spec import Objective
 from tuner.summary import StudySummary, TrialSummary
@@ -66,7 +66,8 @@ def history(summary: StudySummary) -> Figure | Missing:
         curves.append(Curve("best so far", *_steps(numbers, best, ended[-1].number), INK, "line"))
     panel = Curves("Objective by trial", "Trial", objective.metric, curves)
     caption = (
-        f"{objective.metric} ({objective.direction}) of the best step of each of {len(ended)} trials; the line is the "
+        f"{objective.metric} ({objective.direction}) of the best step of each of {len(ended)} trials; the line is "
+        "the "
         f"best of all complete trials so far, feasible or not."
     )
     return Figure(key, title, caption, findings.on_history(summary), [panel])
@@ -107,7 +108,8 @@ def importance(summary: StudySummary, shares: Mapping[str, float]) -> Figure | M
     series = Series("share of importance", [shares[name] for name in names], ARM_COLOURS[0])
     panel = Bars("Importance", "Searched setting", "Importance (share)", names, [series], horizontal=True)
     caption = (
-        f"How much each searched setting separates the best fifth of the trials from the rest (PED-ANOVA, shares sum "
+        f"How much each searched setting separates the best fifth of the trials from the rest (PED-ANOVA, shares "
+        "sum "
         f"to 1), {n_complete} complete trials of all arms{more}. With few trials such shares are rough."
     )
     return Figure(key, title, caption, findings.on_parameters(shares, n_complete), [panel])
@@ -121,7 +123,9 @@ def parallel(summary: StudySummary, shares: Mapping[str, float]) -> Figure | Mis
     key, title = "parallel_coordinates", f"Settings of the trials ({summary.name})"
     complete, dimensions = _complete(summary), summary.spec.space.dimensions
     if len(complete) < 2 or not dimensions:
-        return Missing(key, title, f"it takes two complete trials and a searched setting; there are {len(complete)}")
+        return Missing(
+            key, title, f"it takes two complete trials and a searched setting; there are {len(complete)}"
+        )
     order = {path: index for index, path in enumerate(shares)}
     axes = sorted(dimensions, key=lambda d: order.get(d.path, len(order)))[:N_AXES]
     sign = -1.0 if summary.spec.objective.direction == "maximize" else 1.0

@@ -33,6 +33,7 @@ def verdict_figures(document: Mapping[str, Any]) -> list[Figure | Missing]:
     """In the order of the report: how the arms compare, why, and how far the chosen model may be trusted."""
     return [
         comparison(document),
+        differences(document),
         top_k(document),
         training(document),
         gradients(document),
@@ -93,6 +94,36 @@ def comparison(document: Mapping[str, Any]) -> Figure:
     return Figure("pr_auc_comparison", title, caption, findings.on_comparison(document), [panel])
 
 
+def differences(document: Mapping[str, Any]) -> Figure | Missing:
+    """The gain of every arm over the verdict's baseline with its interval, beside what was asked for."""
+    key, title = "pr_auc_difference", f"Gain in PR-AUC over the baseline arm ({document['study']})"
+    verdict = document["verdict"]
+    if verdict is None:
+        return Missing(key, title, "the study names no two arms to compare, or one of them was left out")
+    found = [c for c in document["comparisons"] if c["against"] == verdict["against"]]
+    relative = verdict["reading"] == "relative"
+    scale, reading = (100.0, "relative") if relative else (1.0, "difference")
+    gains = {end: [scale * c[reading][end] for c in found] for end in ("value", "low", "high")}
+    edges, places = (-0.6, len(found) - 0.4), [float(i) for i in range(len(found))]
+    curves = [
+        Curve("no difference", edges, (0.0, 0.0), INK, "line"),
+        Curve(
+            f"gain, {_interval_name(document)}", places, gains["value"], AFTER, "dot", gains["low"], gains["high"]
+        ),
+    ]
+    gain = findings.percent(verdict["min_gain"]) if relative else findings.figure(verdict["min_gain"])
+    panel = Curves(
+        "Gain", "Model", f"Gain in PR-AUC over {verdict['against']} ({'%' if relative else 'points'})", curves,
+        x_range=edges, x_ticks={float(i): c["arm"] for i, c in enumerate(found)},
+        reference=Reference(f"asked for: +{gain}", scale * verdict["min_gain"]),
+    )  # fmt: skip
+    caption = (
+        f"Gain of each arm over {verdict['against']}, {'relative' if relative else 'in points'}; "
+        f"{interval_text(document)}, the same units in every replicate; {sample_text(document)}."
+    )
+    return Figure(key, title, caption, findings.on_differences(document), [panel])
+
+
 _AT_TOP = {
     "recall": ("Recall", "Share of positives found"),
     "capture": ("Capture of the largest", "Share of the true top found"),
@@ -121,7 +152,8 @@ def top_k(document: Mapping[str, Any]) -> Figure:
     )
     if len(panels) > 1:
         caption += (
-            " Recall counts positives; capture compares the predicted with the true top k by amount; revenue is the "
+            " Recall counts positives; capture compares the predicted with the true top k by amount; revenue is "
+            "the "
             "share of all money."
         )
     title = f"What the highest scores capture ({document['study']})"
@@ -168,7 +200,8 @@ def gradients(document: Mapping[str, Any]) -> Figure | Missing:
         "Cosine (–1 opposed, 0 unrelated, 1 aligned)",
     )  # fmt: skip
     caption = (
-        f"Mean cosine between the tasks' gradients with respect to the last shared layer, before weighting, over all "
+        f"Mean cosine between the tasks' gradients with respect to the last shared layer, before weighting, over "
+        "all "
         f"epochs of the fits of {cosine['arm']}."
     )
     return Figure(key, title, caption, findings.on_gradients(document), [panel])
@@ -224,13 +257,17 @@ def reliability(document: Mapping[str, Any]) -> Figure | Missing:
     limits = (low, min(1.0, max(ends) * 1.25) if log else max(ends) * 1.05)
     panels = [
         _reliability_panel(found[kind], name, colour, limits, log)
-        for kind, name, colour in (("raw", "Before calibration", BEFORE), ("calibrated", "After calibration", AFTER))
+        for kind, name, colour in (
+            ("raw", "Before calibration", BEFORE),
+            ("calibrated", "After calibration", AFTER),
+        )
         if found[kind]
     ]
     n = sum(b["count"] for b in (found["calibrated"] or found["raw"]))
     zeros = any(b["observed"] <= 0 for b in bins)
     caption = (
-        f"Observed against predicted rate in {len(found['calibrated'] or found['raw'])} bins of equal mass, {n:,} rows "
+        f"Observed against predicted rate in {len(found['calibrated'] or found['raw'])} bins of equal mass, {n:,} "
+        "rows "
         f"of {found['role']}; fit {found['number']} of {found['arm']}; Clopper–Pearson intervals, confidence 95 %."
         + (" A bin without a positive is drawn at the lower edge." if log and zeros else "")
         + (" Both axes are logarithmic." if log else "")
@@ -266,8 +303,10 @@ def certificate(document: Mapping[str, Any]) -> Figure | Missing:
         return Missing(key, title, "no cut was tested")
     first = document["nominees"][0]["certificate"]
     caption = (
-        f"Precision of each cut on calibrate ({first['n_rows']:,} rows, unit {first['unit']}), with its exact lower "
-        f"bound at confidence {findings.percent(first['confidence'])}. Cuts were fixed on valid and tested from strict "
+        f"Precision of each cut on calibrate ({first['n_rows']:,} rows, unit {first['unit']}), with its exact "
+        "lower "
+        f"bound at confidence {findings.percent(first['confidence'])}. Cuts were fixed on valid and tested from "
+        "strict "
         f"to loose; the first that fails ends the sequence."
     )
     return Figure(key, title, caption, findings.on_certificate(document), panels)
@@ -283,10 +322,14 @@ def _certificate_panel(nominee: Mapping[str, Any]) -> Curves:
             curves.append(
                 Curve(
                     f"precision down to its lower bound, {word}",
-                    [test["n_selected"] for test in tests], observed, colour, "dot",
-                    [test["bound"] for test in tests], observed,
+                    [test["n_selected"] for test in tests],
+                    observed,
+                    colour,
+                    "dot",
+                    [test["bound"] for test in tests],
+                    observed,
                     hints=[f"{test['n_true']:,} of {test['n_selected']:,} true" for test in tests],
-                )  # fmt: skip
+                )
             )
     chosen = next((t for t in issued["tested"] if t["passed"] and t["threshold"] == issued["threshold"]), None)
     if chosen is not None:

@@ -1,4 +1,4 @@
-"""Which searched values mattered, by Optuna's PED-ANOVA; needs no scikit-learn and copes with conditional values."""
+"""Which searched values mattered, by Optuna's PED-ANOVA, without scikit-learn, also of conditional values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parameter_importance(
         trials: searched values by path, and the objective, of complete trials.
 
     Returns:
-        Nothing where there are fewer than `MIN_TRIALS` trials, where all have the same objective, or nothing varies.
+        Nothing where there are fewer than `MIN_TRIALS` trials, all have the same objective, or nothing varies.
 
     Source: Watanabe et al. 2023, PED-ANOVA, as `optuna.importance.PedAnovaImportanceEvaluator`.
     """

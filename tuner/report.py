@@ -74,8 +74,8 @@ def results(document: Mapping[str, Any], summary: StudySummary) -> dict[str, Any
 
     `single_task` is the verdict's baseline arm, every other model stands under its own name, and `delta` is the
     verdict's treatment minus its baseline (null without a verdict). `top_1pct`, ... are the share of the largest
-    amounts found there, of the positives where there is no money (`top_k_is` says which). A name that means something
-    else here is preceded by `arm:`.
+    amounts found there, of the positives where there is no money (`top_k_is` says which). A name that means
+    something else here is preceded by `arm:`.
     """
     verdict, arms = document["verdict"], document["arms"]
     money = any("capture_at_1pct" in arm["metrics"] for arm in arms.values())

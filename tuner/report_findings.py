@@ -89,8 +89,14 @@ def on_comparison(document: Mapping[str, Any]) -> list[str]:
     base = document["sample"]["base_rate"]
     times = f", {found['value'] / base:.1f} times the base rate" if base else ""
     sentences = [f"Highest is {best} with {spread(found)}{times}."]
-    told = (c for c in document["comparisons"] if c["against"] != "base_rate")
+    baselines = names_of(document, "baseline")
+    told = (c for c in document["comparisons"] if c["against"] in baselines and c["against"] != "base_rate")
     return [*sentences, *map(compared, told)]
+
+
+def on_differences(document: Mapping[str, Any]) -> list[str]:
+    against = document["verdict"]["against"]
+    return [compared(c) for c in document["comparisons"] if c["against"] == against]
 
 
 def compared(comparison: Mapping[str, Any]) -> str:
@@ -225,7 +231,9 @@ def on_reliability(document: Mapping[str, Any]) -> list[str]:
     bins = document["reliability"]["calibrated"]
     outside = sum(not b["low"] <= b["predicted"] <= b["high"] for b in bins)
     if bins:
-        sentences.append(f"After it {len(bins) - outside} of {len(bins)} bins hold their prediction in the interval.")
+        sentences.append(
+            f"After it {len(bins) - outside} of {len(bins)} bins hold their prediction in the interval."
+        )
     return sentences
 
 
@@ -241,7 +249,8 @@ def on_certificate(document: Mapping[str, Any]) -> list[str]:
         if len(passed) < len(tested):
             failed = tested[len(passed)]
             short = figure(target - failed["bound"])
-            text += f"; at {failed['n_selected']:,} rows the bound {figure(failed['bound'])} is {short} short of the target"
+            bound = figure(failed["bound"])
+            text += f"; at {failed['n_selected']:,} rows the bound {bound} is {short} short of the target"
         sentences.append(f"{text}.")
     return sentences
 
@@ -258,14 +267,18 @@ def certified(nominee: Mapping[str, Any], document: Mapping[str, Any]) -> str:
             f"{confidence}{reach}. No decisions are issued."
         )
     text = (
-        f"{arm} is certified at logit {figure(issued['threshold'])}: precision at least {figure(issued['target'])} with "
-        f"confidence {confidence}; on calibrate {issued['n_true']:,} of {issued['n_selected']:,} selected rows are true "
-        f"({figure(issued['precision'])}, lower bound {figure(issued['bound'])}), recall {figure(issued['recall'])}."
+        f"{arm} is certified at logit {figure(issued['threshold'])}: precision at least {figure(issued['target'])} "
+        "with "
+        f"confidence {confidence}; on calibrate {issued['n_true']:,} of {issued['n_selected']:,} selected rows are "
+        "true "
+        f"({figure(issued['precision'])}, lower bound {figure(issued['bound'])}), recall "
+        f"{figure(issued['recall'])}."
     )
     if check is None:
         return f"{text} It was not checked on test."
     word = "kept" if check["kept"] else "broken"
     return (
-        f"{text} On test the promise is {word}: {check['n_true']:,} of {check['n_selected']:,} selected rows are true, "
+        f"{text} On test the promise is {word}: {check['n_true']:,} of {check['n_selected']:,} selected rows are "
+        "true, "
         f"precision {figure(check['precision'])}, recall {figure(check['recall'])}."
     )

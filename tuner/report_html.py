@@ -1,6 +1,6 @@
 """A report as one HTML file that needs nothing else: style, scripts, plotly and data are inside.
 
-All text is escaped, the data for the plots too; a policy in the head forbids the page to ask a network for anything.
+All text is escaped, the data for the plots too; a policy in the head forbids the page to ask a network.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _head(page: Page) -> str:
 
 
 def _tile(tile: Tile) -> str:
-    return f"<div><dt>{_broken(tile.name)}</dt><dd><b>{_escape(tile.value)}</b><span>{_escape(tile.note)}</span></dd></div>"
+    value = f"<b>{_escape(tile.value)}</b><span>{_escape(tile.note)}</span>"
+    return f"<div><dt>{_broken(tile.name)}</dt><dd>{value}</dd></div>"
 
 
 def _broken(name: str) -> str:
@@ -114,9 +115,7 @@ def _table(table: Table) -> str:
     narrow = ' class="narrow"' if len(table.columns) <= 3 else ""
     head = "".join(row(table.columns, "th"))
     body = "".join(f"<tr>{''.join(row(cells, 'td'))}</tr>" for cells in table.rows)
-    drawn = (
-        f'<div class="scroll"><table{narrow}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    drawn = f'<div class="scroll"><table{narrow}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     if table.folded:
         return f"<details><summary>{_escape(table.caption)}</summary>{drawn}</details>"
     return f'<figure class="table">{drawn}<figcaption>{_escape(table.caption)}</figcaption></figure>'
@@ -148,7 +147,8 @@ def _figure(figure: Figure, plots: list[dict[str, Any]]) -> str:
     return (
         f'<figure class="drawn" id="{_escape(figure.key)}">\n<h3>{_escape(figure.title)}</h3>\n'
         f'{_observations(figure.observations)}\n<div class="legend">{entries}</div>\n'
-        f'<div class="panels{several}">{"".join(panels)}</div>\n<figcaption>{_escape(figure.caption)}</figcaption>\n</figure>'
+        f'<div class="panels{several}">{"".join(panels)}</div>\n'
+        f"<figcaption>{_escape(figure.caption)}</figcaption>\n</figure>"
     )
 
 

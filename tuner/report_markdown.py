@@ -46,7 +46,12 @@ def _block(block: Any, study: str) -> Iterator[str]:
     elif isinstance(block, Missing):
         yield f"*{_escape(block.title)} is not drawn: {_escape(block.reason)}.*"
     else:
-        yield from (f"### {_escape(block.title)}", "", f"![{_escape(block.title)}](img/{study}_{block.key}.png)", "")
+        yield from (
+            f"### {_escape(block.title)}",
+            "",
+            f"![{_escape(block.title)}](img/{study}_{block.key}.png)",
+            "",
+        )
         if len(block.observations) <= 2:
             yield _escape(" ".join(block.observations))
         else:

@@ -80,12 +80,17 @@ class Page:
 def make_page(document: Mapping[str, Any], summary: StudySummary) -> Page:
     """Everything that a report says, from the numbers alone."""
     drawn = {found.key: found for found in verdict_figures(document)}
-    compared = [drawn[key] for key in ("pr_auc_comparison", "topk_capture")]
+    compared = [drawn[key] for key in ("pr_auc_comparison", "pr_auc_difference", "topk_capture")]
     why = [drawn[key] for key in ("training_curves", "gradient_conflict", "shared_repr_analysis")]
     sections = [
         Section("Verdict", [*map(Paragraph, text.verdict_lines(document)), *_comparisons(document)]),
-        Section("What follows for the design", [Bullets(text.implications(document) or ["Nothing beyond the verdict."])]),
-        Section("How the models compare", [*compared, *_models(document, _RANKING, "Ranking"), *_amounts(document), *_left_out(document)]),
+        Section(
+            "What follows for the design", [Bullets(text.implications(document) or ["Nothing beyond the verdict."])]
+        ),
+        Section(
+            "How the models compare",
+            [*compared, *_models(document, _RANKING, "Ranking"), *_amounts(document), *_left_out(document)],
+        ),
         Section("Why", why),
         Section("Calibration", [drawn["reliability"], *_models(document, _PROBABILITIES, _PROBABILITIES_OF)]),
         Section("Certificate", [*_certificates(document, drawn["certificate"])]),
@@ -129,9 +134,15 @@ def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
             yield Tile("Certified precision", f"≥ {figure(issued['target'])}", note)
         else:
             could = issued["certifiable_precision"]
-            yield Tile("Certificate", "infeasible", f"asked {figure(issued['target'])}, certifiable {figure(could)}")
+            yield Tile(
+                "Certificate", "infeasible", f"asked {figure(issued['target'])}, certifiable {figure(could)}"
+            )
     if n_test:
-        yield Tile("Looks at test", f"{n_test['n_looks']:,}", f"{n_test['n_models']:,} models, {n_test['repeated']:,} looked again")
+        yield Tile(
+            "Looks at test",
+            f"{n_test['n_looks']:,}",
+            f"{n_test['n_models']:,} models, {n_test['repeated']:,} looked again",
+        )
 
 
 def _pr_auc_tile(document: Mapping[str, Any], arm: str) -> Tile:
@@ -143,18 +154,22 @@ def _pr_auc_tile(document: Mapping[str, Any], arm: str) -> Tile:
 
 def _comparisons(document: Mapping[str, Any]) -> Iterator[Block]:
     rows = [
-        [c["arm"], c["against"], spread(c["difference"], signed=True), spread(c["relative"], signed=True, share=True),
+        [c["arm"], c["against"], spread(c["difference"], signed=True),
+         spread(c["relative"], signed=True, share=True),
          c["outcome"] if c["against"] not in names_of(document, "baseline") else "–",
          "–" if c["positives_needed"] is None else f"{c['positives_needed']:,}"]
         for c in document["comparisons"]
     ]  # fmt: skip
     if rows:
         columns = ["Model", "Against", "Difference of PR-AUC", "Relative", "Helps?", "More positives to decide"]
-        yield Table(columns, rows, f"Differences with {interval_text(document)}; {sample_text(document)}.", n_names=2)
+        yield Table(
+            columns, rows, f"Differences with {interval_text(document)}; {sample_text(document)}.", n_names=2
+        )
 
 
 _RANKING = {
-    "pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "recall_at_1pct": "Recall at 1 %", "recall_at_10pct": "Recall at 10 %",
+    "pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "recall_at_1pct": "Recall at 1 %", "recall_at_10pct": "Recall at 10 "
+    "%",
     "capture_at_1pct": "Capture at 1 %", "revenue_at_1pct": "Revenue at 1 %",
 }  # fmt: skip
 _PROBABILITIES = {
@@ -210,9 +225,12 @@ def _certificates(document: Mapping[str, Any], drawn: Figure | Missing) -> Itera
         issued = nominee["certificate"]
         yield Paragraph(certified(nominee, document))
         yield Paragraph(
-            f"Nominated by valid alone: fit {nominee['number']} of {nominee['arm']} (seed {nominee['seed']}, PR-AUC on "
-            f"valid {figure(nominee['valid_pr_auc'])}). This is certificate number {issued['number_on_set']} on this "
-            f"calibrate set; it spends {figure(issued['delta_spent'])} of the risk, and all certificates on it hold "
+            f"Nominated by valid alone: fit {nominee['number']} of {nominee['arm']} (seed {nominee['seed']}, "
+            "PR-AUC on "
+            f"valid {figure(nominee['valid_pr_auc'])}). This is certificate number {issued['number_on_set']} on "
+            "this "
+            f"calibrate set; it spends {figure(issued['delta_spent'])} of the risk, and all certificates on it "
+            "hold "
             f"together with confidence {percent(issued['joint_confidence'])}."
         )
     yield drawn
@@ -227,7 +245,8 @@ def _certificate_tables(nominee: Mapping[str, Any]) -> Iterator[Block]:
         yield Bullets(issued["assumptions"])
     rows = [
         [figure(t["threshold"]), f"{t['n_selected']:,}", f"{t['n_true']:,}",
-         figure(t["n_true"] / t["n_selected"] if t["n_selected"] else None), figure(t["bound"]), figure(t["p_value"]),
+         figure(t["n_true"] / t["n_selected"] if t["n_selected"] else None), figure(t["bound"]),
+         figure(t["p_value"]),
          "passed" if t["passed"] else "failed"]
         for t in issued["tested"]
     ]  # fmt: skip
@@ -236,17 +255,28 @@ def _certificate_tables(nominee: Mapping[str, Any]) -> Iterator[Block]:
         if issued["n_effective"] is not None:
             units += f", effective sample size {figure(issued['n_effective'])}"
         caption = f"Cuts tested on calibrate, strict to loose: {issued['n_rows']:,} rows{units}."
-        yield Table(["Logit at least", "Selected", "True", "Precision", "Lower bound", "p", "Test"], rows, caption, folded=True)
+        yield Table(
+            ["Logit at least", "Selected", "True", "Precision", "Lower bound", "p", "Test"],
+            rows,
+            caption,
+            folded=True,
+        )
 
 
 def _looks(document: Mapping[str, Any]) -> Iterator[Block]:
     looks = document["looks"]
     test, calibrate = looks.get("test", {}), looks.get("calibrate", {})
     if test:
-        again = "no model was looked at twice" if not test["repeated"] else f"{counted(test['repeated'], 'look')} repeated an earlier one"
+        again = (
+            "no model was looked at twice"
+            if not test["repeated"]
+            else f"{counted(test['repeated'], 'look')} repeated an earlier one"
+        )
         yield Paragraph(
-            f"Test was opened {counted(test['n_looks'], 'time')} in this evaluation, for {counted(test['n_models'], 'model')}; "
-            f"{again}. All evaluations of these data together have looked {counted(test['all_on_this_set'], 'time')}. The "
+            f"Test was opened {counted(test['n_looks'], 'time')} in this evaluation, for "
+            f"{counted(test['n_models'], 'model')}; "
+            f"{again}. All evaluations of these data together have looked "
+            f"{counted(test['all_on_this_set'], 'time')}. The "
             "more looks, the more the best of them flatters itself; the intervals do not know of them."
         )
     if calibrate:
@@ -315,11 +345,14 @@ def _configurations(document: Mapping[str, Any], summary: StudySummary) -> Itera
         return
     flat = {name: leaves(arm["config"]) for name, arm in arms.items()}
     paths = sorted({path for config in flat.values() for path in config})
-    rows = [[path, *(setting(config[path]) if path in config else "–" for config in flat.values())] for path in paths]
+    rows = [
+        [path, *(setting(config[path]) if path in config else "–" for config in flat.values())] for path in paths
+    ]
     searched = {dimension.path for dimension in summary.spec.space.dimensions}
     trials = ", ".join(f"{name}: trial {arm['trial']}" for name, arm in arms.items() if arm["trial"] is not None)
     yield Paragraph(
-        f"The best configuration of each arm by valid, feasible or not ({trials}). {counted(len(searched), 'setting')} "
+        f"The best configuration of each arm by valid, feasible or not ({trials}). "
+        f"{counted(len(searched), 'setting')} "
         "were searched; a dash means that the arm goes without."
     )
     yield Table(["Setting", *flat], rows, "Configurations that were evaluated.", folded=len(rows) > 12)
@@ -338,13 +371,25 @@ def _configurations(document: Mapping[str, Any], summary: StudySummary) -> Itera
 def _fits(document: Mapping[str, Any]) -> Iterator[Block]:
     rows = [
         [name, "–" if fit["number"] is None else str(fit["number"]), str(fit["seed"]), fit["state"],
-         "–" if fit["best_step"] is None else str(fit["best_step"]), "–" if fit["n_steps"] is None else str(fit["n_steps"]),
+         "–" if fit["best_step"] is None else str(fit["best_step"]),
+         "–" if fit["n_steps"] is None else str(fit["n_steps"]),
          "–" if fit["elapsed_s"] is None else duration(fit["elapsed_s"]), figure(fit["valid_pr_auc"]),
          {True: "yes", False: "no"}.get(fit["valid_feasible"], "–"), fit["failure"] or ""]
         for name, arm in document["arms"].items()
         for fit in arm["fits"]
     ]  # fmt: skip
-    columns = ["Model", "Fit", "Seed", "State", "Best epoch", "Epochs", "Time", "PR-AUC (valid)", "Feasible", "Failure"]
+    columns = [
+        "Model",
+        "Fit",
+        "Seed",
+        "State",
+        "Best epoch",
+        "Epochs",
+        "Time",
+        "PR-AUC (valid)",
+        "Feasible",
+        "Failure",
+    ]
     n_failed = sum(fit["state"] != "complete" for arm in document["arms"].values() for fit in arm["fits"])
     failed = "" if not n_failed else f" Not complete, and counted nowhere: {n_failed}."
     yield Table(columns, rows, f"Every fit: {counted(len(rows), 'model')}.{failed}", folded=True)
@@ -354,7 +399,8 @@ def _cost(document: Mapping[str, Any]) -> Iterator[Block]:
     cost = document["cost"]
     search, evaluation = cost["search_device_s"] / 3600, cost["evaluation_device_s"] / 3600
     yield Paragraph(
-        f"Cost: {search + evaluation:.2f} device hours, {search:.2f} for the search and {evaluation:.2f} for the evaluation; "
+        f"Cost: {search + evaluation:.2f} device hours, {search:.2f} for the search and {evaluation:.2f} for the "
+        "evaluation; "
         f"{duration(cost['wall_s'])} from beginning to end."
     )
     model = document["model"]

@@ -16,14 +16,25 @@ def on_history(summary: StudySummary) -> list[str]:
         return ["No trial is complete."]
     sign = 1.0 if objective.direction == "maximize" else -1.0
     best = max(complete, key=lambda t: (sign * (t.value or 0.0), -t.number))
-    sentences = [f"The best is trial {best.number} of {len(summary.trials)} ({best.arm}) with {figure(best.value)}."]
+    sentences = [
+        f"The best is trial {best.number} of {len(summary.trials)} ({best.arm}) with {figure(best.value)}."
+    ]
     default = summary.defaults.get(best.arm)
-    if default is not None and default.value is not None and best.value is not None and default.number != best.number:
+    if (
+        default is not None
+        and default.value is not None
+        and best.value is not None
+        and default.number != best.number
+    ):
         gain = figure(best.value - default.value, signed=True)
-        sentences.append(f"That is {gain} against the default configuration of its arm, on the data it was chosen by.")
+        sentences.append(
+            f"That is {gain} against the default configuration of its arm, on the data it was chosen by."
+        )
     after = sum(t.number > best.number for t in complete)
     sentences.append(f"{counted(after, 'complete trial')} after it brought nothing better.")
-    sentences.append(f"{summary.n_feasible} of {counted(len(complete), 'complete trial')} met the constraint on valid.")
+    sentences.append(
+        f"{summary.n_feasible} of {counted(len(complete), 'complete trial')} met the constraint on valid."
+    )
     return sentences
 
 
@@ -36,7 +47,8 @@ def on_parameters(shares: Mapping[str, float], n_trials: int) -> list[str]:
         if total >= 0.8:
             break
     return [
-        f"Most of the difference goes with {listed(top)}; {n_most} of {counted(len(ranked), 'setting')} make up four "
+        f"Most of the difference goes with {listed(top)}; {n_most} of {counted(len(ranked), 'setting')} make up "
+        "four "
         f"fifths of it, by {counted(n_trials, 'complete trial')}."
     ]
 
@@ -72,6 +84,7 @@ def on_pruning(summary: StudySummary) -> list[str]:
     return [
         ended,
         f"A pruned trial was trained for {mean_pruned:.1f} epochs, a complete one for {mean:.1f}: had the pruned "
-        f"ones gone on as long, the search would have cost {max(0.0, saved):.0f} epochs more ({100 * max(0.0, saved) / whole:.0f} % "
+        f"ones gone on as long, the search would have cost {max(0.0, saved):.0f} epochs more "
+        f"({100 * max(0.0, saved) / whole:.0f} % "
         "of that).",
     ]

@@ -1,4 +1,5 @@
-"""The conclusion of a report, its verdict and what follows for the design, computed from an evaluation's document."""
+"""The conclusion of a report, its verdict and what follows for the design, computed from an evaluation's "
+"document."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ SUSPICIOUS_SHARE = 0.9
 def asked(verdict: Mapping[str, Any]) -> str:
     """`at least +3 % relative` or `at least +0.03 in points`."""
     gain = verdict["min_gain"]
-    return f"at least +{percent(gain)} relative" if verdict["reading"] == "relative" else f"at least +{gain:g} in points"
+    return (
+        f"at least +{percent(gain)} relative"
+        if verdict["reading"] == "relative"
+        else f"at least +{gain:g} in points"
+    )
 
 
 def conclusion(document: Mapping[str, Any]) -> str:
@@ -51,7 +56,8 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     values = f"PR-AUC {ends(ours)[0]} against {ends(theirs)[0]} of {against}"
     gain, between = ends(verdict["relative"], signed=True, share=True)
     return (
-        f"{start}: {values}, {gain} ({percent(document['confidence'])} interval {between}), where {asked(verdict)} was "
+        f"{start}: {values}, {gain} ({percent(document['confidence'])} interval {between}), where {asked(verdict)} "
+        "was "
         "asked for"
     )
 
@@ -72,7 +78,8 @@ def _promise(document: Mapping[str, Any]) -> str:
         reach = "" if could is None else f" ({figure(could)} could be)"
         return f"no threshold can be certified at a precision of {target}{reach}, so no decisions are issued"
     kept = "" if check is None else ", a promise kept on test" if check["kept"] else ", a promise broken on test"
-    return f"precision {target} is certified with confidence {confidence} at a recall of {percent(issued['recall'])}{kept}"
+    recall = percent(issued["recall"])
+    return f"precision {target} is certified with confidence {confidence} at a recall of {recall}{kept}"
 
 
 def verdict_lines(document: Mapping[str, Any]) -> list[str]:
@@ -84,11 +91,13 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(verdict["sentence"])
         lines.append(
             f"Both readings: relative {spread(verdict['relative'], signed=True, share=True)}, in points "
-            f"{spread(verdict['difference'], signed=True)}; asked for was {asked(verdict)}, fixed before the evaluation."
+            f"{spread(verdict['difference'], signed=True)}; asked for was {asked(verdict)}, fixed before the "
+            "evaluation."
         )
         if verdict["positives_needed"] is not None:
             lines.append(
-                f"About {verdict['positives_needed']:,} more positives of test would decide it, if the estimate stays "
+                f"About {verdict['positives_needed']:,} more positives of test would decide it, if the estimate "
+                "stays "
                 "where it is."
             )
         elif verdict["outcome"] == "undecided":
@@ -96,8 +105,10 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
     gain = document["tuning_gain"]
     if gain is not None:
         lines.append(
-            f"Search: {gain['arm']} against its default configuration {spread(gain['difference'], signed=True)} PR-AUC, "
-            f"relative {spread(gain['relative'], signed=True, share=True)}; on fresh data of this size it beats the "
+            f"Search: {gain['arm']} against its default configuration {spread(gain['difference'], signed=True)} "
+            "PR-AUC, "
+            f"relative {spread(gain['relative'], signed=True, share=True)}; on fresh data of this size it beats "
+            "the "
             f"default with probability {figure(gain['fresh_probability'])}."
         )
     return lines
@@ -118,13 +129,20 @@ def _on_arms(document: Mapping[str, Any]) -> Iterator[str]:
     low, _, high = ends(verdict["relative"], signed=True, share=True)[1].partition(" to ")
     yield {
         "helps": f"Train as {verdict['arm']}: the gain over {verdict['against']} is at least {low}.",
-        "does not": f"Stay with {verdict['against']}: {verdict['arm']} gains at most {high}, less than was asked for.",
-        "undecided": f"Stay with {verdict['against']} until more data decide: the gain of {verdict['arm']} lies between {low} and "
+        "does not": f"Stay with {verdict['against']}: {verdict['arm']} gains at most {high}, less than was asked "
+        "for.",
+        "undecided": f"Stay with {verdict['against']} until more data decide: the gain of {verdict['arm']} lies "
+        "between {low} and "
         f"{high}.",
     }[verdict["outcome"]]  # fmt: skip
     for other in document["comparisons"]:
-        if other["against"] == verdict["against"] and other["arm"] != verdict["arm"] and other["difference"]["low"] > 0:
-            yield f"{other['arm']} also beats {other['against']}, by {spread(other['difference'], signed=True)} PR-AUC."
+        if (
+            other["against"] == verdict["against"]
+            and other["arm"] != verdict["arm"]
+            and other["difference"]["low"] > 0
+        ):
+            gain = spread(other["difference"], signed=True)
+            yield f"{other['arm']} also beats {other['against']}, by {gain} PR-AUC."
 
 
 def _on_baselines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -141,8 +159,13 @@ def _on_baselines(document: Mapping[str, Any]) -> Iterator[str]:
 def _on_tuning(document: Mapping[str, Any]) -> Iterator[str]:
     gain = document["tuning_gain"]
     if gain is not None:
-        worth = "was worth its trials" if gain["difference"]["low"] > 0 else "has not shown that it was worth its trials"
-        yield f"The search {worth}: {spread(gain['difference'], signed=True)} PR-AUC over the default of the winner's arm."
+        worth = (
+            "was worth its trials"
+            if gain["difference"]["low"] > 0
+            else "has not shown that it was worth its trials"
+        )
+        brought = spread(gain["difference"], signed=True)
+        yield f"The search {worth}: {brought} PR-AUC over the default configuration of {gain['arm']}."
 
 
 def _on_gradients(document: Mapping[str, Any]) -> Iterator[str]:
@@ -150,9 +173,10 @@ def _on_gradients(document: Mapping[str, Any]) -> Iterator[str]:
     found = pairs(cosine) if cosine else []
     opposed = [f"{a} and {b}" for value, a, b in found if value < -UNRELATED]
     if opposed:
-        yield f"Methods that mend conflicts of gradients, or heads of their own, have something to mend in {listed(opposed)}."
+        yield f"Methods that mend conflicts of gradients have something to mend in {listed(opposed)}."
     elif found:
-        yield f"Methods that mend conflicts of gradients have nothing to mend: no cosine is below {figure(-UNRELATED)}."
+        least = figure(-UNRELATED)
+        yield f"Methods that mend conflicts of gradients have nothing to mend: no cosine is below {least}."
 
 
 def _on_features(document: Mapping[str, Any]) -> Iterator[str]:
@@ -165,7 +189,8 @@ def _on_features(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"Candidates for removal, each alone: {named}. Without it PR-AUC falls no more than seeds differ."
     n_idle = sum(idle(part) for part in found["units"])
     if n_idle:
-        yield f"{n_idle} of {counted(len(found['units']), 'shared unit')} carry nothing for {document['task']} alone."
+        units = counted(len(found["units"]), "shared unit")
+        yield f"{n_idle} of {units} carry nothing for {document['task']} alone."
 
 
 def _on_calibration(document: Mapping[str, Any]) -> Iterator[str]:
@@ -175,7 +200,8 @@ def _on_calibration(document: Mapping[str, Any]) -> Iterator[str]:
     raw, calibrated = (metric(document, arm, f"ece_{kind}") for kind in ("raw", "calibrated"))
     if raw and calibrated and calibrated["high"] < raw["low"]:
         yield (
-            f"Use calibrated probabilities wherever they are multiplied with money; ranking needs raw logits alone (ECE "
+            f"Use calibrated probabilities wherever they are multiplied with money; ranking needs raw logits alone "
+            "(ECE "
             f"{figure(raw['value'])} before, {figure(calibrated['value'])} after)."
         )
 
@@ -189,7 +215,8 @@ def _on_threshold(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"Do not act on {nominee['arm']} by threshold at a precision of {figure(issued['target'])}.{ask}"
         elif check is not None and not check["kept"]:
             yield (
-                f"Do not rely on the certificate of {nominee['arm']}: test fell short of it. Look for a drift between "
+                f"Do not rely on the certificate of {nominee['arm']}: test fell short of it. Look for a drift "
+                "between "
                 "calibrate and test."
             )
         else:
@@ -204,6 +231,7 @@ def _on_leak(document: Mapping[str, Any]) -> Iterator[str]:
     whole = document["nominees"][0]["valid_pr_auc"]
     if best is not None and whole and best >= SUSPICIOUS_SHARE * whole:
         yield (
-            f"Look at {name} before anything else: alone it reaches a PR-AUC of {figure(best)} on valid, the whole model "
+            f"Look at {name} before anything else: alone it reaches a PR-AUC of {figure(best)} on valid, the whole "
+            "model "
             f"{figure(whole)}; it may know the answer."
         )

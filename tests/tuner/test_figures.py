@@ -31,6 +31,23 @@ def missing(document: Mapping[str, Any]) -> dict[str, Missing]:
     return {found.key: found for found in verdict_figures(document) if isinstance(found, Missing)}
 
 
+def test_gains_are_drawn_in_the_reading_of_the_question() -> None:
+    document = mvp13_document()
+    (panel,) = drawn(document)["pr_auc_difference"].panels
+    assert isinstance(panel, Curves)
+    told = panel.curves[1]
+    assert told.y[0] == pytest.approx(6.42)
+    assert (told.low or [])[0] == pytest.approx(3.71)
+    assert panel.reference is not None
+    assert panel.reference.value == pytest.approx(3.0)
+    document["verdict"] |= {"reading": "points", "min_gain": 0.001}
+    (panel,) = drawn(document)["pr_auc_difference"].panels
+    assert isinstance(panel, Curves)
+    assert panel.curves[1].y[0] == pytest.approx(0.0036)
+    assert panel.reference is not None
+    assert panel.reference.value == 0.001
+
+
 @pytest.mark.parametrize(
     ("key", "n_panels", "size"),
     [
@@ -76,7 +93,7 @@ def test_every_figure_has_title_axes_and_legend() -> None:
     for document in (census_document(), mvp13_document()):
         study = document["study"]
         found = [*drawn(document).values(), *search_figures(search_summary(study))]
-        assert len(found) == 11
+        assert len(found) == 12
         for figure in found:
             assert isinstance(figure, Figure)
             assert figure.title.endswith(f"({study})")
@@ -120,7 +137,9 @@ def test_what_cannot_be_drawn_says_why() -> None:
 def test_a_reliability_figure_is_logarithmic_only_where_bins_would_crowd() -> None:
     document = mvp13_document()
     assert all(panel.x_log for panel in drawn(document)["reliability"].panels if isinstance(panel, Curves))
-    bins = [{"predicted": p, "observed": p, "low": p - 0.05, "high": p + 0.05, "count": 100} for p in (0.2, 0.5, 0.8)]
+    bins = [
+        {"predicted": p, "observed": p, "low": p - 0.05, "high": p + 0.05, "count": 100} for p in (0.2, 0.5, 0.8)
+    ]
     document["reliability"] |= {"raw": bins, "calibrated": bins}
     assert not any(panel.x_log for panel in drawn(document)["reliability"].panels if isinstance(panel, Curves))
 
@@ -155,10 +174,13 @@ def test_importance_finds_what_matters() -> None:
     dimensions = [Dimension(path=name, kind="float", low=0.0, high=1.0) for name in ("matters", "noise")]
     trials = [({"matters": i / 59, "noise": (i * 37 % 60) / 59}, 1 - (i / 59 - 0.3) ** 2) for i in range(60)]
     shares = parameter_importance(trials, dimensions, Objective(metric="valid/a/b"))
-    assert list(shares)[0] == "matters"
+    assert next(iter(shares)) == "matters"
     assert shares["matters"] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
-    assert parameter_importance([(params, 1.0) for params, _ in trials], dimensions, Objective(metric="valid/a/b")) == {}
+    assert (
+        parameter_importance([(params, 1.0) for params, _ in trials], dimensions, Objective(metric="valid/a/b"))
+        == {}
+    )
 
 
 def test_importances_of_a_search_with_conditional_settings_sum_to_one() -> None:

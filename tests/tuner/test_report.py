@@ -29,7 +29,14 @@ from tuner.report_page import make_page
 from tuner.report_text import conclusion, implications, verdict_lines
 
 NAMES = (
-    *("pr_auc_comparison", "training_curves", "topk_capture", "gradient_conflict", "shared_repr_analysis"),
+    *(
+        "pr_auc_comparison",
+        "pr_auc_difference",
+        "training_curves",
+        "topk_capture",
+        "gradient_conflict",
+        "shared_repr_analysis",
+    ),
     *("reliability", "certificate", "optimisation_history", "importance", "parallel_coordinates", "pruning"),
 )
 
@@ -94,7 +101,7 @@ def test_the_page_needs_no_other_file_and_no_network(written: tuple[Path, list[P
     assert policies[0] is not None
     assert policies[0].startswith("default-src 'none'")
     n_plots = len([attrs for _, attrs in page.tags if "data-plot" in attrs])
-    assert n_plots == len(json.loads(page.plots)) == 19
+    assert n_plots == len(json.loads(page.plots)) == 21
 
 
 def test_everything_from_the_document_is_escaped() -> None:
@@ -128,7 +135,8 @@ def test_the_conclusion_comes_first_in_both(written: tuple[Path, list[Path]]) ->
 
 def test_the_conclusion_has_the_key_numbers() -> None:
     said = conclusion(mvp13_document()).replace("\u00a0", " ")
-    for part in ("multi_task_all helps", "0.0597 against 0.0561", "+6.4 %", "+3.7 % to +9.1 %", "at least +3 % relative",
+    for part in ("multi_task_all helps", "0.0597 against 0.0561", "+6.4 %", "+3.7 % to +9.1 %",
+                 "at least +3 % relative",
                  "no threshold can be certified at a precision of 0.1 (0.0621 could be)"):  # fmt: skip
         assert part in said
     said = conclusion(census_document()).replace("\u00a0", " ")
@@ -216,7 +224,9 @@ def test_looks_and_certificates_are_counted() -> None:
     assert "certificate number 2 on this calibrate set" in text
     document = mvp13_document()
     document["looks"]["test"]["repeated"] = 3
-    assert "3 looks repeated an earlier one" in markdown_report(make_page(document, search_summary("mvp13")), "mvp13")
+    assert "3 looks repeated an earlier one" in markdown_report(
+        make_page(document, search_summary("mvp13")), "mvp13"
+    )
 
 
 # --- results.json ----------------------------------------------------------------------------------------------
@@ -237,7 +247,7 @@ def test_results_have_the_shape_of_the_experiment(written: tuple[Path, list[Path
     assert found["evaluation"] == json.loads(json.dumps(document))
     assert found["search"]["n_ended"] == 50
     assert "single_task_gift" not in found
-    assert list(found)[0] == "single_task"
+    assert next(iter(found)) == "single_task"
 
 
 def test_without_money_the_top_counts_positives() -> None:
@@ -272,7 +282,7 @@ def test_another_format_is_refused_before_anything_is_written(tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="--out .*cannot be written"):
+    with pytest.raises(OSError, match=r"--out .*cannot be written"):
         write_report(mvp13_document(), search_summary("mvp13"), tmp_path / "file")
 
 
@@ -280,8 +290,8 @@ def test_numbers_are_written_for_readers() -> None:
     assert figure(-0.00123456) == "−0.001235"
     assert percent(0.0312, signed=True) == "+3.1\u00a0%"
     interval: dict[str, Any] = {"value": 0.05973, "low": 0.05674, "high": 0.06295}
-    assert spread(interval) == "0.0597 (0.0567 to 0.0629)"
+    assert spread(interval) == "0.0597 (0.0567 to 0.0630)"
     assert spread({"value": 612.3, "low": 540.0, "high": 700.9}) == "612 (540 to 701)"
-    assert spread(interval, signed=True, share=True) == "+5.97\u00a0% (+5.67\u00a0% to +6.29\u00a0%)"
+    assert spread(interval, signed=True, share=True) == "+5.97\u00a0% (+5.67\u00a0% to +6.30\u00a0%)"
     assert spread({"value": 0.5, "low": 0.5, "high": 0.5}) == "0.5000 (0.5000 to 0.5000)"
     assert spread(None) == "–"

@@ -39,8 +39,8 @@ def census_document() -> dict[str, Any]:
     arms["logistic_regression"] = _arm("baseline", 0.5214, 0.01, document, n_seeds=1)
     arms["xgboost"] = _arm("baseline", 0.5931, 0.01, document, n_seeds=1)
     document["comparisons"] = [
-        _compared(document, name, "single_task_income", 0.008, "undecided" if i else "does not", 1800 if i else None)
-        for i, name in enumerate(reversed([a for a in CENSUS_ARMS if a != "single_task_income"]))
+        _compared(document, name, "single_task_income", 0.008, ("does not", "undecided")[i > 0], [None, 1800][i > 0])
+        for i, name in enumerate(reversed(list(CENSUS_ARMS)[1:]))
     ] + [_compared(document, "multi_task_no_amount", b, 0.011, "does not", None) for b in
          ("base_rate", "logistic_regression", "xgboost")]  # fmt: skip
     document["verdict"] = _verdict(document, "multi_task_all")
@@ -75,7 +75,15 @@ def mvp13_document() -> dict[str, Any]:
         comparison["relative"] = {"value": 0.0642, "low": 0.0371, "high": 0.0913}
     document["verdict"] = _verdict(document, "multi_task_all")
     document["nominees"] = [_infeasible("multi_task_all", 17)]
-    groups = ["pair history", "user history", "streamer history", "time", "user profile", "streamer profile", "room"]
+    groups = [
+        "pair history",
+        "user history",
+        "streamer history",
+        "time",
+        "user profile",
+        "streamer profile",
+        "room",
+    ]
     document["importance"] = _importance("multi_task_all", groups, 0.018)
     arm = document["arms"]["multi_task_gradient_blend"]["fits"][2]
     arm |= {"state": "failed", "valid_pr_auc": None, "best_step": 3, "failure": "train/has_gift/loss: got nan"}
@@ -107,7 +115,8 @@ def _document(
     document: dict[str, Any] = {
         "format": 1, "study": study, "evaluation": f"{study}.evaluation-1", "number": 1,
         "finished_at": 1_795_267_200.0, "package_version": "0.3.0",
-        "versions": {"python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.1", "xgboost": "3.2.0", "optuna": "5.0.0"},
+        "versions": {"python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.1", "xgboost": "3.2.0",
+                     "optuna": "5.0.0"},
         "data": {
             "data_hash": "39" * 32, "source": "simulated KuaiLive, scale 0.02, seed 42, simulator version 1",
             "simulated": True,
@@ -126,7 +135,9 @@ def _document(
         "arms": {}, "left_out": [],
     }  # fmt: skip
     for i, (name, value) in enumerate(arms.items()):
-        document["arms"][name] = _arm("searched", value, 0.008 * value / 0.5 + 0.002, document, i, spec=spec, arm=name)
+        document["arms"][name] = _arm(
+            "searched", value, 0.008 * value / 0.5 + 0.002, document, i, spec=spec, arm=name
+        )
     winner = "multi_task_all"
     document["arms"][f"{winner}/default"] = _arm(
         "default", 0.94 * arms[winner], 0.008, document, 4, spec=spec, arm=winner
@@ -142,9 +153,10 @@ def _document(
         "leak": {"features": [[f"feature_{i}", 0.5 * arms[winner] / (1 + i / 3)] for i in range(20)],
                  "best": 0.5 * arms[winner]},
         "gradient_cosine": _cosines(_TASKS[study], winner),
-        "training": {name: _training(i, value, task, _TASKS[study]) for i, (name, value) in enumerate(arms.items())},
+        "training": {n: _training(i, v, task, _TASKS[study]) for i, (n, v) in enumerate(arms.items())},
         "cost": {"search_device_s": 7312.0, "evaluation_device_s": 2845.0, "wall_s": 6120.0},
-        "reproduce": [f"tuner run --study {study} --n-trials 50 --seed 42", f"tuner evaluate --study {study} --seeds 5",
+        "reproduce": [f"tuner run --study {study} --n-trials 50 --seed 42", f"tuner evaluate --study {study} "
+        "--seeds 5",
                       f"tuner report --study {study}"],
         "model": None,
     }  # fmt: skip
@@ -160,7 +172,9 @@ def _arm(
     spec: Any = None, arm: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     def metric(value: float, half: float) -> dict[str, Any]:
-        seeds = [value + half * shift for shift in (-0.45, 0.2, 0.05, 0.5, -0.3)[:n_seeds]] if n_seeds > 1 else [value]
+        seeds = (
+            [value + half * shift for shift in (-0.45, 0.2, 0.05, 0.5, -0.3)[:n_seeds]] if n_seeds > 1 else [value]
+        )
         return {**_interval(value, half), "per_seed": seeds}
 
     base, top = document["sample"]["base_rate"], min(1.0, 0.12 + 0.2 * value)
@@ -282,7 +296,10 @@ def _reliability(arm: str, base: float, n: int) -> dict[str, Any]:
         count = n // 20
         true = 0 if i == 0 else round(float(observed) * count)
         rate, half = true / count, 1.96 * math.sqrt(max(float(observed), 1e-4) / count)
-        for kind, predicted in (("raw", min(0.9, float(observed) * 3 + 0.05)), ("calibrated", float(observed) * 1.02)):
+        for kind, predicted in (
+            ("raw", min(0.9, float(observed) * 3 + 0.05)),
+            ("calibrated", float(observed) * 1.02),
+        ):
             kinds[kind].append({"predicted": predicted, "observed": rate, "low": max(0.0, rate - half),
                                 "high": min(1.0, rate + half + 3 / count), "count": count})  # fmt: skip
     return {"arm": arm, "number": 17, "role": "test", **kinds}
@@ -308,7 +325,12 @@ def _training(place: int, value: float, task: str, tasks: list[str]) -> dict[str
 
 def _importance(arm: str, groups: list[str], largest: float) -> dict[str, Any]:
     def part(name: str, drop: float) -> dict[str, Any]:
-        return {"name": name, "drop": drop, "sd": 0.06 * largest, "per_seed": [drop * f for f in (0.9, 1.1, 1, 0.95, 1.05)]}
+        return {
+            "name": name,
+            "drop": drop,
+            "sd": 0.06 * largest,
+            "per_seed": [drop * f for f in (0.9, 1.1, 1, 0.95, 1.05)],
+        }
 
     units = [part(str((7 * i) % 64), 0.2 * largest * math.exp(-i / 6) - 0.002 * largest) for i in range(64)]
     found = [part(name, largest * math.exp(-i / 2.2) - 0.01 * largest) for i, name in enumerate(groups)]
@@ -359,8 +381,8 @@ def _trial(spec: Any, number: int, arm: str, rng: np.random.Generator) -> TrialS
         number=number, arm=arm, state=state, value=None if state == "failed" else value, value_se=0.01,
         step=n_steps // 2, last_step=n_steps - 1, feasible=None, violation=None, threshold=0.3, precision=0.7,
         precision_bound=0.62, recall=0.4, attempts=1, devices=("cpu",), elapsed_s=3.0 * n_steps,
-        failure="train/has_gift/loss: got nan" if state == "failed" else None, config=None, params=params, metrics={},
-        checkpoint=None,
+        failure="train/has_gift/loss: got nan" if state == "failed" else None, config=None, params=params,
+        metrics={}, checkpoint=None,
     )  # fmt: skip
 
 
