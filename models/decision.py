@@ -131,7 +131,7 @@ def _cuts(ranking: Ranking, decision: Decision) -> tuple[Tensor, Tensor, Tensor,
     One per marked row, and the smallest allowed cut, which may end at negatives. Shape: [U + 1] each.
     """
     n_rows, ascending = ranking.truth.n_rows, ranking.ascending
-    low, high = _range_of_logits(decision.range)
+    low, high = range_of_logits(decision.range)
     lightest = torch.searchsorted(ascending, ascending.new_tensor([high]), right=True) - 1  # highest score in range
     position = lightest.clamp(min=0, max=max(n_rows - decision.min_selected, 0))
     score = ascending[position]
@@ -143,7 +143,7 @@ def _cuts(ranking: Ranking, decision: Decision) -> tuple[Tensor, Tensor, Tensor,
     return n, tp, scores, allowed
 
 
-def _range_of_logits(limits: tuple[float, float] | None) -> tuple[float, float]:
+def range_of_logits(limits: tuple[float, float] | None) -> tuple[float, float]:
     """A range of probabilities as the float32 logits that lie inside it."""
     if limits is None:
         return -math.inf, math.inf
