@@ -2,8 +2,8 @@
 
 Each holds one study of the toy trainer with two arms and a total of twelve trials: 0, 1, 3 and 4 complete, 5
 pruned, 2, 6, 7 and 8 failed, and 9 interrupted after three of its five steps. One of its two workers never signed
-off. `schema-v2` has what came with the service, too: the study is in the queue, that worker is one of the service, the
-checkpoint of trial 9 was uploaded, there are curves, and somebody was told of a stall.
+off. `schema-v2` has what came with the service, too: the study is in the queue, that worker is one of the service,
+the checkpoint of trial 9 was uploaded, there are curves, and somebody was told of a stall.
 """
 
 from __future__ import annotations

@@ -1,0 +1,233 @@
+"""The commands of the registry: which models there are, which one serves, and what it says of new rows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.options import (
+    artifacts_option,
+    database_url,
+    name_option,
+    option,
+    output_format,
+    runs_option,
+    storage_option,
+)
+
+if TYPE_CHECKING:
+    from storage.rows import ModelRow
+    from storage.runs import Store
+    from tuner.registry import ModelFolder
+
+GATE_REFUSED = 4
+LINE_EVERY_S = 10.0
+
+
+def register(cli: click.Group) -> None:
+    for command in (models, promote, rollback, predict):
+        cli.add_command(command)
+
+
+@click.command()
+@option("--model", env="MODEL", metavar="NAME", help="This model alone.  [default: all]")
+@storage_option
+@runs_option
+@output_format("table", "json", "csv")
+def models(model: str | None, storage: str | None, runs: str, form: str) -> int:
+    """The models of the registry: versions, which one is champion, what they measured on test.
+
+    Of one model also its promotions and rollbacks.
+    """
+    from models.trainer import InputError
+    from tuner import formats
+    from tuner.registry import there_is
+
+    with _store(storage, runs) as store:
+        rows = store.models(model)
+        if model is not None and not rows:
+            raise InputError(f"model {model}: expected one in the registry, got none; {there_is(store, model)}")
+        history = store.promotions(model) if model is not None else []
+    if form == "json":
+        click.echo(formats.to_json([vars(row) for row in rows]))
+        return 0
+    formats.print_table("models", *_model_rows(rows), form)
+    if history and form == "table":
+        told = [
+            [
+                formats.clock(h.at),
+                h.action,
+                f"{h.name}:{h.version}",
+                "" if h.former is None else f"{h.name}:{h.former}",
+            ]
+            for h in history
+        ]
+        formats.print_table("promotions", ["at", "action", "champion", "instead of"], told, form)
+    return 0
+
+
+@click.command()
+@option("--study", env="STUDY", metavar="NAME", help="The model of this study's newest evaluation.")
+@option("--model", env="MODEL", metavar="NAME[:VERSION]", help="This model; without a version its newest one.")
+@name_option
+@storage_option
+@runs_option
+@artifacts_option
+def promote(
+    study: str | None, model: str | None, name: str | None, storage: str | None, runs: str, artifacts: str | None
+) -> int:
+    """Put a model into service, if it passes the gate of its study's specification.
+
+    Exits 4 when the gate refuses, and names every rule that failed, and by how much.
+    """
+    from tuner import gate
+    from tuner.catalog import find_name
+
+    if (study is None) == (model is None):
+        raise click.UsageError("expected either --study or --model")
+    with _store(storage, runs, read_only=False) as store:
+        if model is not None:
+            wanted = gate.chosen_model(store, model)
+        else:
+            wanted = gate.model_of_study(store, find_name(store.database, str(study), name))
+        try:
+            champion, rules = gate.promote(store, wanted, Path(runs), artifacts)
+        except gate.GateRefused as refused:
+            click.echo(str(refused), err=True)
+            return GATE_REFUSED
+    for rule in rules:
+        click.echo(f"passed  {rule.text}")
+    click.echo(f"{champion.name}:{champion.version} is the champion")
+    return 0
+
+
+@click.command()
+@option("--model", env="MODEL", required=True, metavar="NAME", help="The model whose champion steps back.")
+@storage_option
+@runs_option
+def rollback(model: str, storage: str | None, runs: str) -> int:
+    """Take back the newest promotion: the former champion serves again."""
+    from tuner.registry import get_model
+
+    with _store(storage, runs, read_only=False) as store:
+        former = get_model(store, model)
+        champion = store.rollback(former.name, former.version)
+    click.echo(
+        f"{champion.name}:{champion.version} is the champion again, instead of {former.name}:{former.version}"
+    )
+    return 0
+
+
+@click.command()
+@option("--model", env="MODEL", required=True, metavar="NAME[:VERSION]|PATH",
+        help="A model of the registry, without a version its champion; or a folder (a path with a /).")  # fmt: skip
+@option("--data", env="DATA", required=True, metavar="PATH", type=click.Path(), help="File or folder of new rows.")
+@option("--out", env="OUT", required=True, metavar="FILE", type=click.Path(), help="Parquet file to write.")
+@option("--device", env="DEVICE", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@option("--batch-rows", env="BATCH_ROWS", type=click.IntRange(min=1), default=65536, show_default=True,
+        help="Rows that are held and scored at a time.")  # fmt: skip
+@option("--force", env="FORCE", is_flag=True, help="Replace the file where it is there.")
+@storage_option
+@runs_option
+@artifacts_option
+def predict(
+    model: str, data: str, out: str, device: str, batch_rows: int, force: bool, storage: str | None, runs: str,
+    artifacts: str | None,
+) -> int:  # fmt: skip
+    """Score new rows: row, keys, score, probability, decision, expected amounts and model version of each.
+
+    Memory does not grow with a table's rows. Unknown categories and missing values are encoded as in training.
+    """
+    from tuner import prediction
+    from tuner.cli import heed_signals
+    from tuner.crew import choose_devices
+
+    heed_signals()
+    folder, version = _model(model, storage, runs, artifacts)
+    chosen = choose_devices(device, None)[0]
+    with _progress() as progress:
+        written = prediction.predict(
+            folder, version, Path(data), Path(out), Path(runs) / "cache", chosen, batch_rows, force, progress
+        )
+    told = "no threshold is certified, so nothing is decided"
+    if written.n_selected is not None:
+        told = f"{written.n_selected} selected"
+    click.echo(f"{out}: {written.n_rows} rows by {version}, {told}")
+    return 0
+
+
+def _model(reference: str, storage: str | None, runs: str, artifacts: str | None) -> tuple[ModelFolder, str]:
+    """A verified model folder, and how the model is called."""
+    from tuner.registry import find_folder, get_model, open_folder
+
+    if os.sep in reference:
+        folder = open_folder(Path(reference))
+        return folder, folder.checksum
+    with _store(storage, runs) as store:
+        row = get_model(store, reference)
+    return find_folder(row, Path(runs), artifacts), f"{row.name}:{row.version}"
+
+
+def _model_rows(rows: list[ModelRow]) -> tuple[list[str], list[list[Any]]]:
+    from tuner import formats
+    from tuner.gate import interval, own
+
+    columns = ["model", "version", "state", "since", "PR-AUC", "low", "high", "ECE", "certificate", "precision",
+               "MB", "evaluation", "checksum"]  # fmt: skip
+    told = []
+    for row in rows:
+        around, certificate = interval(row, "pr_auc"), row.certificate or {}
+        told.append([
+            row.name, row.version, row.state, formats.clock(row.changed_at), own(row, "pr_auc"), around.get("low"),
+            around.get("high"), own(row, "ece_calibrated"), certificate.get("status", "none"),
+            _promised(certificate), row.size_bytes / 1e6, row.evaluation, row.checksum[:16],
+        ])  # fmt: skip
+    return columns, told
+
+
+def _promised(certificate: Mapping[str, Any]) -> float | None:
+    return certificate.get("target") if certificate.get("status") == "certified" else None
+
+
+@contextmanager
+def _store(storage: str | None, runs: str, read_only: bool = True) -> Iterator[Store]:
+    from storage.runs import Store
+    from tuner.catalog import open_database
+
+    database = open_database(database_url(storage, runs), read_only)
+    try:
+        yield Store(database)
+    finally:
+        database.close()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Rows done on stderr: a bar on a terminal, a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if sys.stderr.isatty():
+        columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("scoring", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    started = told = time.monotonic()
+
+    def tell(done: int, total: int | None) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= LINE_EVERY_S or done == total:
+            told = now
+            of = "" if total is None else f" of {total}"
+            click.echo(f"{done}{of} rows scored, {done / max(now - started, 1e-9):.0f} a second", err=True)
+
+    yield tell
