@@ -27,7 +27,8 @@ from models.trainer import InputError
 
 READER_VERSION = 2  # raise it with any change of a value read
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
-_BUFFER_BYTES = 1 << 22
+_BUFFER_BYTES = 1 << 18  # of each column of a parquet file
+_BLOCK_BYTES = 1 << 22  # of a CSV file
 _PIECE_ROWS = 1 << 14
 _FIRST_MS, _LAST_MS = 10**11, 253_402_128_000_000  # whole numbers between them can be ms since the epoch
 
@@ -137,13 +138,18 @@ def _opened(file: Path, names: list[str], batch_rows: int) -> tuple[int | None, 
     """Rows in all, where the file says it, and the columns `names` piece by piece."""
     if file.name.endswith(".parquet"):
         # Buffered: a column of a row group is otherwise read as a whole, and one group may be the whole file.
-        source = pa.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES)
+        source = pa.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         _refuse_absent(file, names, source.schema_arrow.names)
-        size = min(batch_rows, _PIECE_ROWS)
-        return source.metadata.num_rows, source.iter_batches(size, columns=names, use_threads=False)
+        return source.metadata.num_rows, _parquet_pieces(source, names, min(batch_rows, _PIECE_ROWS))
     _refuse_absent(file, names, _csv_header(file))
-    read_options = pa.csv.ReadOptions(block_size=_BUFFER_BYTES)
+    read_options = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
     return None, iter(pa.csv.open_csv(file, read_options, **_csv_options(names)))
+
+
+def _parquet_pieces(source: pa.parquet.ParquetFile, names: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    with source:
+        for group in range(source.num_row_groups):  # one iterator for all keeps what it read of each until its end
+            yield from source.iter_batches(size, row_groups=[group], columns=names)
 
 
 def _regrouped(pieces: Iterable[pa.RecordBatch], batch_rows: int) -> Iterator[pa.Table]:
