@@ -178,7 +178,7 @@ def _points(panel: Bars, ax: Axes, at: float, points: Sequence[float], width: fl
 def _name_categories(panel: Bars, ax: Axes) -> None:
     places, n = range(len(panel.categories)), len(panel.categories)
     if panel.horizontal:
-        ax.set_yticks(places, [wrapped(name, 26) for name in panel.categories])
+        ax.set_yticks(places, [wrapped(name, 26 if n <= 10 else 40) for name in panel.categories])
         ax.tick_params(axis="y", length=0, labelsize=8.5 if n <= 14 else 7.5)
         ax.invert_yaxis()
         ax.set(xlabel=panel.measure, ylabel=panel.label)

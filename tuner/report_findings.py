@@ -276,9 +276,19 @@ def certified(nominee: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     )
     if check is None:
         return f"{text} It was not checked on test."
-    word = "kept" if check["kept"] else "broken"
+    if check["kept"] is None:
+        return f"{text} On test nothing is selected, so nothing is known there."
+    observed = spread({"value": check["precision"], "low": check["low"], "high": check["high"]})
     return (
-        f"{text} On test the promise is {word}: {check['n_true']:,} of {check['n_selected']:,} selected rows are "
-        "true, "
-        f"precision {figure(check['precision'])}, recall {figure(check['recall'])}."
+        f"{text} On test the promise is {promise_on_test(check)}: {check['n_true']:,} of {check['n_selected']:,} "
+        f"selected rows are true, precision {observed}, recall {figure(check['recall'])}."
     )
+
+
+def promise_on_test(check: Mapping[str, Any]) -> str:
+    """`kept` or `broken`; a miss that chance alone could explain is called so."""
+    if check["kept"] is None:
+        return "not tried (nothing is selected)"
+    if check["kept"]:
+        return "kept"
+    return "broken" if check["refuted"] else "broken (by no more than chance could explain)"

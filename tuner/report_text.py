@@ -19,6 +19,7 @@ from tuner.report_findings import (
     names_of,
     pairs,
     percent,
+    promise_on_test,
     spread,
 )
 
@@ -77,7 +78,7 @@ def _promise(document: Mapping[str, Any]) -> str:
         could = issued["certifiable_precision"]
         reach = "" if could is None else f" ({figure(could)} could be)"
         return f"no threshold can be certified at a precision of {target}{reach}, so no decisions are issued"
-    kept = "" if check is None else ", a promise kept on test" if check["kept"] else ", a promise broken on test"
+    kept = "" if check is None else f", a promise {promise_on_test(check)} on test"
     recall = percent(issued["recall"])
     return f"precision {target} is certified with confidence {confidence} at a recall of {recall}{kept}"
 
@@ -129,11 +130,10 @@ def _on_arms(document: Mapping[str, Any]) -> Iterator[str]:
     low, _, high = ends(verdict["relative"], signed=True, share=True)[1].partition(" to ")
     yield {
         "helps": f"Train as {verdict['arm']}: the gain over {verdict['against']} is at least {low}.",
-        "does not": f"Stay with {verdict['against']}: {verdict['arm']} gains at most {high}, less than was asked "
-        "for.",
+        "does not": f"Stay with {verdict['against']}: {verdict['arm']} gains at most {high}, less than "
+        "was asked for.",
         "undecided": f"Stay with {verdict['against']} until more data decide: the gain of {verdict['arm']} lies "
-        "between {low} and "
-        f"{high}.",
+        f"between {low} and {high}.",
     }[verdict["outcome"]]  # fmt: skip
     for other in document["comparisons"]:
         if (
@@ -213,7 +213,7 @@ def _on_threshold(document: Mapping[str, Any]) -> Iterator[str]:
             could = issued["certifiable_precision"]
             ask = "" if could is None else f" Ask for a precision of {figure(could)} or less, or bring more data."
             yield f"Do not act on {nominee['arm']} by threshold at a precision of {figure(issued['target'])}.{ask}"
-        elif check is not None and not check["kept"]:
+        elif check is not None and check["kept"] is False:
             yield (
                 f"Do not rely on the certificate of {nominee['arm']}: test fell short of it. Look for a drift "
                 "between "

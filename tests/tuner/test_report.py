@@ -161,7 +161,11 @@ def test_advice_follows_the_outcome(outcome: str, advice: str) -> None:
 
 def test_a_broken_promise_is_told_wherever_the_certificate_is() -> None:
     document = census_document()
-    document["nominees"][0]["check"]["kept"] = False
+    document["nominees"][0]["check"] |= {"kept": False, "refuted": False}
+    assert conclusion(document).endswith("a promise broken (by no more than chance could explain) on test.")
+    document["nominees"][0]["check"] |= {"kept": None}
+    assert conclusion(document).endswith("a promise not tried (nothing is selected) on test.")
+    document["nominees"][0]["check"] |= {"kept": False, "refuted": True}
     assert conclusion(document).endswith("a promise broken on test.")
     assert any(line.startswith("Do not rely on the certificate") for line in implications(document))
     assert "the promise is broken: 808 of 1,204 selected rows" in markdown_report(
@@ -295,3 +299,14 @@ def test_numbers_are_written_for_readers() -> None:
     assert spread(interval, signed=True, share=True) == "+5.97\u00a0% (+5.67\u00a0% to +6.30\u00a0%)"
     assert spread({"value": 0.5, "low": 0.5, "high": 0.5}) == "0.5000 (0.5000 to 0.5000)"
     assert spread(None) == "–"
+
+
+def test_no_field_of_a_sentence_is_left_unfilled() -> None:
+    for document in (mvp13_document(), census_document(), without_verdict()):
+        for outcome in ("helps", "does not", "undecided"):
+            if document["verdict"]:
+                document["verdict"]["outcome"] = outcome
+            text = markdown_report(make_page(document, search_summary(document["study"])), document["study"])
+            assert "{" not in text
+            assert "None" not in text
+            assert "nan" not in re.sub(r"got nan|n_?ominan|financ|nancy", "", text.lower())
