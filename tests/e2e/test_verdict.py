@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from models.trainer import InputError
 from storage.database import Database
 from storage.runs import Store
 from tests.e2e.test_run import PATIENCE_S, ROOT, Runs
-from tuner.evaluation import newest_document
+from tests.tuner.test_evaluation import Said
+from tuner.evaluation import EvaluateOptions, evaluate, newest_document
 
 FITS = "toy.evaluation-1"
 
@@ -76,7 +78,7 @@ def verdicts(tmp_path: Path, sqlite_url: str, nothing_left: None) -> Iterator[Ve
     verdicts = Verdicts(tmp_path, sqlite_url)
     verdicts.write_spec(
         n_trials=6,
-        config={"x": 0.9, "y": 0.1, "n_steps": 4, "step_s": 0.1},
+        config={"x": 0.9, "y": 0.1, "n_steps": 4, "step_s": 0.15},
         decision={"task": "toy", "target_precision": 0.5, "min_selected": 5, "unit": "user"},
         pruner={"name": "none"},
     )
@@ -85,6 +87,8 @@ def verdicts(tmp_path: Path, sqlite_url: str, nothing_left: None) -> Iterator[Ve
     for process in verdicts.processes:
         if process.poll() is None:
             verdicts.kill(process)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def without_times(document: Mapping[str, Any]) -> str:
@@ -96,9 +100,9 @@ def test_killed_and_interrupted_it_comes_to_the_same_document(verdicts: Verdicts
     undisturbed = verdicts.copy()
     process = verdicts.evaluate()
     verdicts.wait_for_trained(3, FITS)
-    second = verdicts.evaluate()
-    output = verdicts.finish(second, code=2)
-    assert f"expected no other evaluation of this study, got process {process.pid} at it" in output
+    asked = EvaluateOptions("toy", storage=verdicts.url, runs=str(verdicts.folder / "runs"), devices="cpu")
+    with pytest.raises(InputError, match=f"no other evaluation of this study, got process {process.pid} at it"):
+        evaluate(asked, Said())
     verdicts.kill(process)
 
     process = verdicts.evaluate()
