@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models.certificate import Certificate, certify, check, plan_sequence, share_of_delta
-from models.certificate import Sequence as Thresholds
 
 from models.baselines import BASELINES, single_feature_pr_auc
 from models.bootstrap import Draws, Scores, resample
+from models.certificate import Certificate, certify, check, joint_confidence, plan_sequence, share_of_delta
+from models.certificate import Sequence as Thresholds
 from models.trainer import InputError, Predictions, Role
 from storage.artifacts import open_artifacts
 from storage.rows import EvaluationRow
@@ -206,7 +206,8 @@ class _Conclusion:
         for arm in arms[: self.plan.nominees]:
             fit = max(judged[arm], key=lambda fit: rank([fit]))
             logits = self._predict(fit, data, "valid").scores[self.task][rows.kept]
-            sequence = plan_sequence(logits, rows.labels, rows.unit, self.decision)
+            n_rows = data.manifest.rows["calibrate"]
+            sequence = plan_sequence(logits, rows.labels, rows.unit, self.decision, n_rows)
             nominees.append({
                 "arm": arm, "number": fit.number, "seed": fit.seed, "checkpoint": fit.model.checksum,
                 "valid_pr_auc": valid[fit.model.name].pr_auc, "sequence": sequence.as_json(),
@@ -294,12 +295,12 @@ class _Conclusion:
         logits = self._predict(fit, data, "calibrate").scores[self.task][rows.kept]
         thresholds = Thresholds.from_json(nominee["sequence"])
         certificate = certify(logits, rows.labels, rows.unit, thresholds, self.decision, row.delta)
-        spent = sum(other.delta for other in self.store.certificates(hash_) if other.number <= row.number)
+        spent = [other.delta for other in self.store.certificates(hash_) if other.number <= row.number]
         content = {
             **certificate.as_json(),
             "number_on_set": row.number,
             "delta_spent": row.delta,
-            "joint_confidence": max(0.0, 1.0 - spent),
+            "joint_confidence": joint_confidence(spent),
         }
         self.store.issue_certificate(row.id, finite(content))
         issued = next(other for other in self.store.certificates(hash_) if other.id == row.id)
