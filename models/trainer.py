@@ -267,9 +267,9 @@ class Trainer(Protocol):
     ) -> Iterator[ScoredRows]:
         """Score a file or folder of new rows, labels not needed, with an exported model.
 
-        A row that was there in training gets the scores of `predict`, to the bit, whatever its batch. Memory does not
-        grow with the rows, unless a row's features need the whole source, which the trainer says. Unknown
-        categories and missing values are encoded as in training. What needs no row is refused at the call.
+        A row that was there in training gets the scores of `predict`, to the bit, whatever its batch. Memory does
+        not grow with the rows, unless a row's features need the whole source, which the trainer says. Unknown
+        categories and missing values are encoded as in training.
 
         Raises:
             InputError: a model or source that is missing or damaged; a value that is none of its column's.
