@@ -340,6 +340,6 @@ def _certificate_panel(nominee: Mapping[str, Any]) -> Curves:
     counts = [test["n_selected"] for test in issued["tested"] if test["n_selected"]]
     return Curves(
         str(nominee["arm"]), "Rows selected on calibrate", "Precision", curves,
-        x_log=max(counts) > 20 * min(counts), x_range=(0.0, 2.0 * counts[0]) if len(set(counts)) == 1 else None,
+        x_log=max(counts) > 200 * min(counts), x_range=(0.0, 2.0 * counts[0]) if len(set(counts)) == 1 else None,
         reference=Reference(f"target {findings.figure(issued['target'])}", issued["target"]),
     )  # fmt: skip

@@ -37,7 +37,9 @@ def spread(interval: Mapping[str, Any] | None, signed: bool = False, share: bool
         return percent(value, signed) if share else figure(value, signed)
     scale, unit = (100.0, "\u00a0%") if share else (1.0, "")
     half = scale * (high - low) / 2
-    digits = min(8, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 4 if not share else 1
+    digits = 1 if share else 4
+    if half > 1e-6 * scale * abs(value):  # less is rounding, no interval
+        digits = min(8, max(0, 1 - math.floor(math.log10(half))))
     write = [f"{scale * x:{'+' if signed else ''}.{digits}f}".replace("-", "−") + unit for x in (value, low, high)]
     return f"{write[0]} ({write[1]} to {write[2]})"
 
@@ -149,7 +151,7 @@ def on_training(document: Mapping[str, Any]) -> list[str]:
     )
     if rising:
         sentences.append(f"The training loss ends higher than it began for {listed(rising)}.")
-    elif sentences:
+    elif any(curve["loss"] for curve in document["training"].values()):
         sentences.append("Every training loss ends below where it began.")
     return sentences or ["Nothing was measured on valid."]
 
