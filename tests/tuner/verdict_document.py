@@ -267,7 +267,8 @@ def _nominee(arm: str, number: int, target: float, n_rows: int, n_positive: int,
                         "The model, and the order of the cuts, were fixed before a label of calibrate was seen."],
         "number_on_set": on_set, "delta_spent": 0.1, "joint_confidence": 0.9,
     }  # fmt: skip
-    check = {"n_rows": 29_934, "n_selected": 1204, "n_true": 808, "precision": 808 / 1204, "low": 0.644, "high": 0.698,
+    check = {"n_rows": 29_934, "n_selected": 1204, "n_true": 808, "precision": 808 / 1204,
+             "low": 0.644, "high": 0.698,
              "recall": 0.435, "kept": True, "refuted": False}  # fmt: skip
     return {
         "arm": arm, "number": number, "seed": 1002, "checkpoint": "cd" * 32, "valid_pr_auc": 0.5787,
