@@ -147,9 +147,7 @@ def _numbers(arm: Mapping[str, Any]) -> list[float | None]:
 
 
 def _looks(looks: Mapping[str, int]) -> str:
-    told = [f"{looks['n_looks']} looks at it by this evaluation"]
-    if "n_models" in looks:
-        told.append(f"of {looks['n_models']} models, {looks.get('repeated', 0)} repeated")
-    if "all_on_this_set" in looks:
-        told.append(f"{looks['all_on_this_set']} by all evaluations of these data")
-    return ", ".join(told)
+    from tuner.report_findings import counted
+
+    by_us = f"{counted(looks['n_looks'], 'look')} by this evaluation at {counted(looks['n_models'], 'model')}"
+    return f"{by_us}, {looks['repeated']} repeated; {looks['all_on_this_set']} by all evaluations of these data"

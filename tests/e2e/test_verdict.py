@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,17 +128,6 @@ def test_killed_and_interrupted_it_comes_to_the_same_document(verdicts: Verdicts
     assert without_times(undisturbed.document()) == without_times(document)
 
 
-def test_the_same_again_says_the_same_at_once(verdicts: Verdicts) -> None:
-    first = verdicts.finish(verdicts.evaluate())
-    document, before = verdicts.document(), time.monotonic()
-    again = verdicts.finish(verdicts.evaluate())
-    assert time.monotonic() - before < PATIENCE_S
-    assert verdicts.document() == document
-    assert "it has ended before" in again
-    assert first.splitlines()[-1] == again.splitlines()[-1] == "report: tuner report --study toy"
-    verdicts.check_trained_once(9, 4)
-
-
 def test_workers_of_the_service_train_its_fits(verdicts: Verdicts) -> None:
     waiting = verdicts.evaluate("--devices", "none")
     command = [sys.executable, "-m", "tuner", "worker", "--storage", verdicts.url, "--devices", "cpu"]
@@ -163,14 +151,17 @@ def test_workers_of_the_service_train_its_fits(verdicts: Verdicts) -> None:
 def test_from_the_search_to_the_report(verdicts: Verdicts) -> None:
     output = verdicts.finish(verdicts.evaluate())
     assert "model: toy:1 is a candidate" in output
-    told = verdicts.tuner(
-        "report", "--study", "toy", "--storage", verdicts.url, "--runs", str(verdicts.folder / "runs")
-    )
-    paths = [Path(line) for line in told.splitlines()]
+    document = verdicts.document()
+    again = verdicts.finish(verdicts.evaluate())
+    assert "it has ended before" in again
+    assert output.splitlines()[-1] == again.splitlines()[-1] == "report: tuner report --study toy"
+    assert verdicts.document() == document
+    verdicts.check_trained_once(9, 4)
+
+    where = ("--storage", verdicts.url, "--runs", str(verdicts.folder / "runs"))
+    paths = [Path(line) for line in verdicts.tuner("report", "--study", "toy", *where).splitlines()]
     assert {"results.json", "report.md", "report.html"} <= {path.name for path in paths}
     assert all(path.stat().st_size > 0 for path in paths)
-    results = json.loads(paths[0].read_text())
-    assert results["evaluation"]["study"] == "toy"
-    where = ("--storage", verdicts.url, "--runs", str(verdicts.folder / "runs"))
+    assert json.loads(paths[0].read_text())["evaluation"] == document
     for command in ("best", "show"):
         assert verdicts.tuner(command, "--study", FITS, *where)
