@@ -125,6 +125,7 @@ def interval(model: ModelRow, metric: str) -> Mapping[str, Any]:
 
 
 def _certificate(model: ModelRow) -> Rule:
+    """Certified, and not refuted: chance alone may bring test below the target, and is no reason to refuse."""
     certificate, check = model.certificate, model.metrics.get("check")
     if certificate is None:
         return Rule("certificate", False, None, None, "certificate: expected one, got none")
@@ -141,16 +142,17 @@ def _certificate(model: ModelRow) -> Rule:
         return Rule(
             "certificate", False, target, bound, "certificate: expected to hold on test, got no check of it"
         )
-    precision = check.get("precision")
-    if not check.get("kept"):
+    precision, where = check.get("precision"), f"[{check.get('low')}, {check.get('high')}]"
+    if check.get("refuted") is not False:
         short = (
             "no precision" if precision is None else f"precision {precision:.4f}, {target - precision:.4f} below"
         )
-        text = f"certificate: expected precision {target:.4f} to be kept on test, got {short}"
+        text = (
+            f"certificate: expected precision {target:.4f} not to be refuted on test, got {short}, interval {where}"
+        )
         return Rule("certificate", False, target, precision, text)
-    return Rule(
-        "certificate", True, target, bound, f"certificate: precision {target:.4f} certified, and kept on test"
-    )
+    seen = "no row is selected on test" if precision is None else f"on test precision {precision:.4f}"
+    return Rule("certificate", True, target, bound, f"certificate: precision {target:.4f} certified; {seen}")
 
 
 def _champion(model: ModelRow, champion: ModelRow) -> Rule:
