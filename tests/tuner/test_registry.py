@@ -483,7 +483,8 @@ class TestCommands:
     def test_none_yet(self, tuner: Any) -> None:
         code, _, err = tuner("models", "--model", "s")
         assert (code, err) == (
-            2, "model s: expected one in the registry, got none; there is no model yet; `tuner evaluate` makes one\n",
+            2,
+            "model s: expected one in the registry, got none; there is no model yet; `tuner evaluate` makes one\n",
         )  # fmt: skip
         assert tuner("models")[0] == 0
 
