@@ -103,7 +103,7 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
     patience_s = min(options.outage_s, START_PATIENCE_S)
     database = retry(lambda: open_database(options.storage, read_only=False), patience_s, "database")
     try:
-        _warn(database, options, say)
+        retry(lambda: _warn(database, options, say), patience_s, "database")
         supervisor = _Supervisor(database, options, devices, say)
         crew = supervisor.crew()
         url = database.url.render_as_string(hide_password=False)
@@ -111,7 +111,8 @@ def serve(options: ServiceOptions, say: Callable[[str], None]) -> None:
             from tuner.metrics import serve_metrics
 
             serve_metrics(options.metrics_port, url, crew)
-        supervisor.put_back()  # what died here before we began says nothing of its trial
+        # What died here before we began says nothing of its trial.
+        retry(supervisor.put_back, patience_s, "put back")
         try:
             crew.see_through(supervisor.tick)
         finally:

@@ -13,6 +13,7 @@ import pytest
 from models.trainer import InputError
 from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Store, StudyRow
+from storage.tables import SCHEMA_VERSION
 from tests.searches import dead, elsewhere, new_worker
 from tests.tuner.toy_study import write_spec
 from tuner import service
@@ -185,6 +186,24 @@ class TestSupervisor:
         service.serve(options, hear)
         assert any("stop at their next measurement" in line for line in said)
 
+    def test_a_database_that_goes_away_while_it_starts_is_waited_for(
+        self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        submit(tmp_path, sqlite_url)
+        put_back, tries = service._Supervisor.put_back, []
+
+        def is_away_once(self: service._Supervisor, crashed: bool = False) -> None:
+            tries.append(crashed)
+            if len(tries) == 1:
+                raise DatabaseUnavailable("the server closed the connection")
+            put_back(self, crashed)
+
+        monkeypatch.setattr(service._Supervisor, "put_back", is_away_once)
+        monkeypatch.setattr(Crew, "see_through", lambda self, tick: 0)
+        options = service.ServiceOptions(storage=sqlite_url, runs=str(tmp_path / "runs"), devices="cpu", workers=1)
+        service.serve(options, lambda line: None)
+        assert len(tries) == 3  # failed, done, and once more at the end
+
     def test_a_fault_puts_back_too(self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         submit(tmp_path, sqlite_url)
         database = Database(sqlite_url)
@@ -273,7 +292,7 @@ def test_from_the_command_line(
     assert main(["stop", "--study", "toy"]) == 0
     assert capsys.readouterr().out == "study toy: stopped\n"
     assert main(["db", "check"]) == 0
-    assert "schema 2" in capsys.readouterr().out
+    assert f"schema {SCHEMA_VERSION}" in capsys.readouterr().out
     assert main(["logs", "--study", "toy"]) == 2
     assert "expected a folder of logs, got none" in capsys.readouterr().err
     logs = tmp_path / "runs" / "toy" / "logs"
