@@ -28,44 +28,31 @@ none of them is convincing at that with the highest lower bound, so that `certif
 it can. A cut that looks less sure than a looser one is left out. It ends where valid is clearly below the target.
 All of that may be as optimistic as it likes: it costs power, never validity.
 
-**Units.** Rows of one user or day are no independent draws. Where the unit is not the row and units repeat among
-the selected rows, n is replaced by the effective sample size of Korn and Graubard (1998): p(1 - p) / var(p),
-times (t[n-1] / t[df])^2 at the level of the test, at most n, and Clopper-Pearson with real-valued counts. Ours
-differs where the original fails with few or very unequal units (its violation rate was seen at 0.31 for a delta
-of 0.10): var(p) is the jackknife's over units (delete one; larger where single units weigh much); df is one less
-than the effective number of units (sum w)^2 / sum w^2, of all selected rows, of the true or of the false ones,
-whichever is least, as two units with all the false rows tell little of how false rows vary; and the sample is
-never worth less than its effective number of units, which is also what it is worth where all units agree exactly.
-A single unit proves nothing: its bound is 0. Unlike the row's binomial this is an approximation for many units.
-In simulations with delta 0.10 (2,000 samples a case; 5 to 2,000 units; within-unit correlations 0.05, 0.3, 1) the
-bound was too high in at most 0.10 of samples at precisions 0.10 and 0.60, while the rows' own was in up to 0.47;
-at 0.90 in at most 0.10 with units of like sizes, and in up to 0.17 where a few units hold most rows.
+**Units.** Where rows hang together in users or days, the binomial is replaced by an approximation for many units
+that treats the unit as the unit: see `models.evidence`, with the rates at which it was seen to fail.
 
-Source: Clopper and Pearson 1934; Korn and Graubard 1998, "Confidence intervals for proportions with small
-expected number of positive counts estimated from survey data"; Parker et al. 2017 (NCHS presentation standards)
-on few degrees of freedom.
+Source: Bauer 1991, "Multiple testing in clinical trials"; Angelopoulos et al. 2021, arXiv:2110.01052; Hsu and
+Berger 1999, "Stepwise confidence intervals without multiplicity adjustment for dose-response and toxicity studies".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, stdtrit
 
 from models.decision import range_of_logits
+from models.evidence import Evidence, JudgedRows
 from models.trainer import Decision, InputError
 
 _RATIO = 1.05  # between the counts of neighbouring cuts
 _SURE = 1e-8  # a p-value on valid that leaves no doubt about calibrate
 _PLAN_DELTA = 0.01  # level of the plan's own bounds: stricter than a test, as it looks at many cuts
-_FEW_UNITS = 8.0  # effective units below which the bound is marked as rough (NCHS)
-
-Floats = NDArray[np.float64]
+_FEW_UNITS = 8  # units below which the bound is marked as rough (NCHS)
 
 
 @dataclass(frozen=True)
@@ -206,9 +193,9 @@ def plan_sequence(
     Raises:
         InputError: lengths that differ, logits that are not finite float32, labels other than 0 and 1.
     """
-    rows = _Rows.of("valid", scores, labels, unit, decision.unit)
+    rows = JudgedRows.of("valid", scores, labels, unit, decision.unit)
     thresholds = _candidates(rows, decision, n_rows)
-    cuts = [_Evidence.of(tally, _PLAN_DELTA) for tally in rows.tallies(thresholds)]
+    cuts = [Evidence.of(tally, _PLAN_DELTA) for tally in rows.tallies(thresholds)]
     if not cuts:
         return Sequence((), ())
     target = decision.target_precision
@@ -221,8 +208,9 @@ def plan_sequence(
     end = first + 1
     while end < len(cuts) and cuts[end].upper_bound >= target:
         end += 1
-    surest = np.minimum.accumulate(p_values[first:end][::-1])[::-1]  # of each cut and all looser ones
-    kept = [first, *(first + 1 + np.flatnonzero(p_values[first + 1 : end] <= surest[1:])).tolist()]
+    doubt = np.maximum(p_values[first:end], _SURE)
+    least = np.minimum.accumulate(doubt[::-1])[::-1]  # of each cut and all looser ones
+    kept = [first, *(first + 1 + np.flatnonzero(doubt[1:] <= least[1:])).tolist()]
     return Sequence(tuple(float(thresholds[i]) for i in kept), tuple(cuts[i].n for i in kept))
 
 
@@ -245,11 +233,11 @@ def certify(
     """
     if not 0.0 < delta < 1.0:
         raise InputError(f"certificate: delta: expected a number between 0 and 1, got {delta}")
-    rows = _Rows.of("calibrate", scores, labels, unit, decision.unit)
+    rows = JudgedRows.of("calibrate", scores, labels, unit, decision.unit)
     tested: list[Test] = []
     tallies = rows.tallies(np.array(sequence.thresholds, np.float32))
     for threshold, tally in zip(sequence.thresholds, tallies, strict=True):
-        tested.append(_test(threshold, _Evidence.of(tally, delta), decision))
+        tested.append(_test(threshold, Evidence.of(tally, delta), decision))
         if not tested[-1].passed:
             break
     certified = [test for test in tested if test.passed]
@@ -293,9 +281,9 @@ def check(
     """
     if certificate.threshold is None:
         raise InputError("certificate: expected a certified threshold to check, got an infeasible certificate")
-    rows = _Rows.of("test", scores, labels, unit, certificate.unit)
+    rows = JudgedRows.of("test", scores, labels, unit, certificate.unit)
     (tally,) = rows.tallies(np.array([certificate.threshold], np.float32))
-    cut = _Evidence.of(tally, (1.0 - confidence) / 2.0)
+    cut = Evidence.of(tally, (1.0 - confidence) / 2.0)
     n_positive = int(rows.labels.sum())
     precision = cut.n_true / cut.n if cut.n else None
     low, high = cut.bound, cut.upper_bound
@@ -342,112 +330,7 @@ def joint_confidence(spent: Iterable[float]) -> float:
     return max(0.0, 1.0 - math.fsum(spent))
 
 
-class _Tally(NamedTuple):
-    """Selected and true rows of one cut; by unit [U] where units repeat among the selected rows, else None."""
-
-    n: int
-    n_true: int
-    n_units: int
-    by_unit: tuple[Floats, Floats] | None
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of one role. Shape: each [N]; `unit` codes in 0..n_units - 1, None where the unit is the row."""
-
-    scores: NDArray[np.float32]
-    labels: NDArray[np.bool_]
-    unit: NDArray[np.int64] | None
-    n_units: int
-
-    @classmethod
-    def of(cls, role: str, scores: np.ndarray, labels: np.ndarray, unit: np.ndarray, kind: str) -> _Rows:
-        scores, labels, unit = np.asarray(scores), np.asarray(labels), np.asarray(unit)
-        if scores.ndim != 1 or not scores.shape == labels.shape == unit.shape:
-            raise InputError(
-                f"{role}: expected scores, labels and units of one length, got shapes {scores.shape}, "
-                f"{labels.shape} and {unit.shape}"
-            )
-        if scores.dtype != np.float32 or not np.isfinite(scores).all():
-            found = scores.dtype if scores.dtype != np.float32 else "nan or infinity"
-            raise InputError(f"{role}: expected raw scores, finite float32 logits, got {found}")
-        odd = (labels != 0) & (labels != 1)
-        if odd.any():
-            raise InputError(
-                f"{role}: expected labels 0 or 1, got {labels[odd][0]}; leave out rows without a label"
-            )
-        if kind == "row":
-            return cls(scores, labels == 1, None, len(scores))
-        units, codes = np.unique(unit, return_inverse=True)
-        return cls(scores, labels == 1, codes, len(units))
-
-    def tallies(self, thresholds: NDArray[np.float32]) -> Iterator[_Tally]:
-        """One tally for each of `thresholds`, which fall; what a looser cut adds is all that is counted again."""
-        if len(thresholds) == 0:
-            return
-        chosen = np.flatnonzero(self.scores >= thresholds[-1])
-        chosen = chosen[np.argsort(-self.scores[chosen], kind="stable")]
-        ends = np.searchsorted(-self.scores[chosen], -thresholds, side="right").tolist()
-        labels = self.labels[chosen]
-        n_true = np.concatenate([[0], np.cumsum(labels)])
-        if self.unit is None:
-            yield from (_Tally(end, int(n_true[end]), end, None) for end in ends)
-            return
-        unit, before = self.unit[chosen], 0
-        selected, true = np.zeros(self.n_units), np.zeros(self.n_units)
-        for end in ends:
-            selected += np.bincount(unit[before:end], minlength=self.n_units)
-            true += np.bincount(unit[before:end], labels[before:end], minlength=self.n_units)
-            before, seen = end, selected > 0
-            n_units = int(seen.sum())
-            by_unit = None if n_units == end else (selected[seen], true[seen])
-            yield _Tally(end, int(n_true[end]), n_units, by_unit)
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What one cut's rows say of its precision, at one level. `share` is the precision observed, 0 without rows."""
-
-    n: int
-    n_true: int
-    n_units: int
-    n_effective: float
-    share: float
-    delta: float
-
-    @classmethod
-    def of(cls, tally: _Tally, delta: float) -> _Evidence:
-        n_effective = float(tally.n) if tally.by_unit is None else _effective(*tally.by_unit, delta)
-        share = tally.n_true / tally.n if tally.n else 0.0
-        return cls(tally.n, tally.n_true, tally.n_units, n_effective, share, delta)
-
-    @property
-    def _counts(self) -> tuple[float, float]:
-        """True and false rows that the sample is worth; whole numbers where it is worth all its rows."""
-        if self.n_effective == self.n:
-            return float(self.n_true), float(self.n - self.n_true)
-        return self.share * self.n_effective, (1.0 - self.share) * self.n_effective
-
-    @property
-    def bound(self) -> float:
-        """Lower Clopper-Pearson bound of the precision at 1 - delta; 0 without evidence."""
-        true, false = self._counts
-        return float(betaincinv(true, false + 1.0, self.delta)) if true > 0.0 else 0.0
-
-    @property
-    def upper_bound(self) -> float:
-        """Upper Clopper-Pearson bound of the precision at 1 - delta; 1 without evidence."""
-        true, false = self._counts
-        return 1.0 - float(betaincinv(false, true + 1.0, self.delta)) if false > 0.0 else 1.0
-
-    def p_value(self, target: float) -> float:
-        """Probability of at least as many true rows if the precision were the target; at most delta iff the bound
-        reaches it."""
-        true, false = self._counts
-        return float(betainc(true, false + 1.0, target)) if true > 0.0 else 1.0
-
-
-def _test(threshold: float, cut: _Evidence, decision: Decision) -> Test:
+def _test(threshold: float, cut: Evidence, decision: Decision) -> Test:
     target, p_value = decision.target_precision, cut.p_value(decision.target_precision)
     # The binomial tail has judged; the quantile's last bit may not contradict it.
     below = math.nextafter(target, 0.0)
@@ -456,38 +339,7 @@ def _test(threshold: float, cut: _Evidence, decision: Decision) -> Test:
     return Test(threshold, cut.n, cut.n_true, cut.n_units, cut.n_effective, bound, p_value, passed)
 
 
-def _effective(selected: Floats, true: Floats, delta: float) -> float:
-    """Independent rows that these rows of units are worth. Shape: [U] rows by unit, each at least 1."""
-    n, n_true = selected.sum(), true.sum()
-    precision = n_true / n
-    units = _evenness(selected)
-    if len(selected) == 1:
-        return 0.0
-    # what leaving a unit out moves the precision by; of whole numbers, so that units that agree give 0
-    residuals = (true * n - n_true * selected) / (n * (n - selected))
-    variance = float((residuals**2).sum() * (len(selected) - 1) / len(selected))
-    if variance <= 0.0:
-        return min(units, n)
-    freedom = min(units, _evenness(true), _evenness(selected - true)) - 1.0
-    by_variance = precision * (1.0 - precision) / variance * _fewer(n - 1.0, freedom, delta)
-    return float(min(max(by_variance, units * _fewer(n - 1.0, units - 1.0, delta)), n))
-
-
-def _evenness(weights: Floats) -> float:
-    """Kish's effective number of units: how many of equal weight would be as uneven as these; 0 of nothing."""
-    total = weights.sum()
-    return float(total**2 / (weights**2).sum()) if total > 0.0 else 0.0
-
-
-def _fewer(rows: float, freedom: float, delta: float) -> float:
-    """(t[rows] / t[freedom])^2 at level delta: what a variance of few degrees of freedom costs; 0 of none."""
-    if freedom < 0.05:  # the quantile is beyond all measure
-        return 0.0
-    level = 1.0 - min(delta, 0.4)  # near the median there is no quantile to compare
-    return float((stdtrit(rows, level) / stdtrit(freedom, level)) ** 2)
-
-
-def _candidates(rows: _Rows, decision: Decision, n_rows: int | None) -> NDArray[np.float32]:
+def _candidates(rows: JudgedRows, decision: Decision, n_rows: int | None) -> NDArray[np.float32]:
     """Thresholds of valid that may be tested, strict to loose: one about every 5 % of rows more."""
     n, least = len(rows.scores), decision.min_selected
     if n < least:
@@ -497,7 +349,7 @@ def _candidates(rows: _Rows, decision: Decision, n_rows: int | None) -> NDArray[
     low, high = range_of_logits(decision.range)
     descending = np.sort(rows.scores)[::-1]
     above, last = int((rows.scores > high).sum()), int((rows.scores >= low).sum())
-    first = max(min(max(safe, least), n), above + 1)
+    first = max(least, above + 1, min(safe, last))
     counts = []
     while first <= last:
         counts.append(first)
@@ -505,7 +357,7 @@ def _candidates(rows: _Rows, decision: Decision, n_rows: int | None) -> NDArray[
     return np.unique(descending[np.array(counts, np.int64) - 1])[::-1]
 
 
-def _assumptions(unit: str, rows: _Rows, test: Test | None) -> tuple[str, ...]:
+def _assumptions(unit: str, rows: JudgedRows, test: Test | None) -> tuple[str, ...]:
     what = "rows" if unit == "row" else f"units ({unit})"
     found = [
         f"The {what} of calibrate are independent draws from the population that will be decided on, and that "
@@ -528,7 +380,7 @@ def _assumptions(unit: str, rows: _Rows, test: Test | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentence(cut: _Evidence, target: float, confidence: float, kept: bool | None, refuted: bool) -> str:
+def _sentence(cut: Evidence, target: float, confidence: float, kept: bool | None, refuted: bool) -> str:
     if kept is None:
         return f"Nothing to judge: no row of test reaches the threshold (precision >= {target:g} was promised)."
     says = "kept" if kept else "broken"
