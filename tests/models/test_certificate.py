@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapie.risk_control import BinaryClassificationController
+from scipy.special import expit, logit
 from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score
@@ -324,20 +325,26 @@ def squashed(values: np.ndarray) -> np.ndarray:
     return 0.5 + values / 100.0
 
 
-def test_mapies_default_grid_issues_nothing_where_the_sequence_does() -> None:
+def test_the_sequence_issues_certificates_where_mapies_default_grid_hardly_does() -> None:
     rng = np.random.default_rng(1)
-    population = Population(0.05, (2.0,))
-    valid, calibrate = population.draw(rng, 3000), population.draw(rng, 3000)
-    sequence = plan_sequence(valid.scores[0], valid.labels, valid.unit, decision())
-    found = certify(calibrate.scores[0], calibrate.labels, calibrate.unit, sequence, decision(), 0.1)
-    assert found.status == "certified"
-    # probabilities of a model whose loss gives none: all of them far from the ends of the grid
-    controller = BinaryClassificationController(
-        lambda x: np.stack([1.0 - x, x], axis=1), "precision", target_level=0.6, confidence_level=0.9
-    )
-    with pytest.warns(UserWarning):
-        controller.calibrate(squashed(calibrate.scores[0].astype(np.float64)), calibrate.labels.astype(int))
-    assert controller.best_predict_param is None
+    base_rate, shift = 0.06, 1.8
+    population = Population(base_rate, (shift,))
+    ours = mapies = 0
+    for _ in range(15):
+        valid, calibrate = population.draw(rng, 3000), population.draw(rng, 3000)
+        sequence = plan_sequence(valid.scores[0], valid.labels, valid.unit, decision())
+        found = certify(calibrate.scores[0], calibrate.labels, calibrate.unit, sequence, decision(), 0.1)
+        ours += found.status == "certified"
+        controller = BinaryClassificationController(
+            lambda x: np.stack([1.0 - x, x], axis=1), "precision", target_level=0.6, confidence_level=0.9
+        )
+        chances = expit(shift * calibrate.scores[0] - shift**2 / 2.0 + logit(base_rate))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning)  # that there is no solution
+            controller.calibrate(chances, calibrate.labels.astype(int))
+        mapies += controller.best_predict_param is not None
+    assert ours >= 8
+    assert mapies <= 3
 
 
 # The plan.
