@@ -113,7 +113,8 @@ def add_candidate(
 def _nominee_of(document: Mapping[str, Any], verdict: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """The nominee that a folder holds: certificates are numbered, so that no two of them are equal."""
     for nominee in document["nominees"]:
-        if nominee["certificate"] == verdict.get("certificate"):
+        # As JSON on both sides, where a tuple is a list.
+        if json.loads(json.dumps(nominee["certificate"])) == verdict.get("certificate"):
             return nominee
     raise InputError(
         f"{folder / VERDICT}: expected the certificate of a nominee of {document['evaluation']}, got another"

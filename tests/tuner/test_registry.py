@@ -101,7 +101,7 @@ class TestAddCandidate:
         assert FolderStore(tmp_path / "store").names("models") == [f"{row.artifact}/{name}" for name in names]
 
     def test_the_nominee_that_the_folder_holds(self, store: Store, tmp_path: Path, runs: Path) -> None:
-        second = CERTIFIED | {"number_on_set": 2}
+        second = CERTIFIED | {"number_on_set": 2, "assumptions": ("one", "two")}
         told = document()
         told["arms"]["two"] = {"config": {"x": 0.9}, "metrics": told["arms"]["one"]["metrics"]}
         told["nominees"].append({"arm": "two", "number": 7, "certificate": second, "check": None})
