@@ -21,7 +21,7 @@ from models.bootstrap import Draws, Scores
 from models.calibration import reliability
 from models.verdict import fresh_probability, judge
 from storage.rows import AttemptRow, EvaluationRow, MeasurementRow, RunRow
-from tuner.evidence import Fit, OnValid, Rows, best_fit
+from tuner.fits import Fit, OnValid, Rows, best_fit
 from tuner.study import Study
 
 FORMAT = 1

@@ -27,7 +27,7 @@ from storage.rows import EvaluationRow
 from tuner import registry
 from tuner.crew import choose_devices
 from tuner.document import Findings, finite, write_document
-from tuner.evidence import Baselines, Fit, OnValid, Rows, importance, on_valid, pr_auc, scores_of
+from tuner.fits import Baselines, Fit, OnValid, Rows, importance, on_valid, pr_auc, scores_of
 from tuner.scoring import Model, Scoring, checksum_of, checksum_of_text, disk_errors, find_checkpoint
 from tuner.study import Study
 from tuner.uploads import Uploads

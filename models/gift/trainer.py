@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from models.gift import data as gift_data
-from models.gift import evidence
+from models.gift import roles
 from models.gift.data import GiftData, GiftDataset
 from models.trainer import (
     Ablation,
@@ -130,7 +130,7 @@ class GiftTrainer:
             if given is not None and (given not in data.tasks or data.tasks[given].kind != "binary"):
                 message = f"expected a binary task of data.tasks, got {given!r}"
                 problems.append(Problem(f"data.tasks.{name}.conditional_on", message))
-        return problems + _decision_problems(config, data, decision.task) + evidence.unit_problems(data, decision)
+        return problems + _decision_problems(config, data, decision.task) + roles.unit_problems(data, decision)
 
     def load(self, data: DataSpec, roles: frozenset[Role]) -> GiftDataset:
         """Prepare the data once, then open `roles` alone. Raises InputError."""
@@ -168,11 +168,11 @@ class GiftTrainer:
     def labels(self, data: GiftDataset, role: Role, decision: Decision) -> Labels:
         """What is true of an opened role. `decision.unit` is `row`, the user (KuaiLive: `user_id`), the column of a
         table split by group, or `day` (the local day) for tables split by day or time."""
-        return evidence.labels(data, role, decision)
+        return roles.labels(data, role, decision)
 
     def features(self, data: GiftDataset, role: Role) -> Features:
         """The features of an opened role, as its models see them: standardised numbers and codes."""
-        return evidence.features(data, role)
+        return roles.features(data, role)
 
     def ablate(
         self, checkpoint: Path, data: GiftDataset, role: Role, decision: Decision, device: str = "cpu"

@@ -24,8 +24,8 @@ from tests.tuner import judged_study
 from tests.tuner.judged_study import Evaluated, JudgedTrainer, world
 from tuner import verdict
 from tuner.document import mean_cosines, training_curves
-from tuner.evidence import Rows, importance, on_valid
-from tuner.evidence import scores_of as scores_of_fit
+from tuner.fits import Rows, importance, on_valid
+from tuner.fits import scores_of as scores_of_fit
 from tuner.verdict import conclude
 
 ROLES = ("valid", "test")

@@ -1,4 +1,4 @@
-"""models/gift/evidence.py: what is true of the rows of a role, and what is exchangeable among them."""
+"""models/gift/roles.py: what is true of the rows of a role, and what is exchangeable among them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.gift import evidence
+from models.gift import roles
 from models.gift.data import GiftData, GiftDataset, load
 from models.gift.split import local_days
 from models.gift.trainer import GiftTrainer
@@ -36,7 +36,7 @@ def test_labels_are_those_of_the_table_and_nan_where_the_condition_is_not_met(tm
     frame = make_frame()
     frame.loc[::7, "weeks"] = np.nan
     data = opened(tmp_path, frame, {"by": "time", "column": "when"})
-    found = evidence.labels(data, "valid", DECISION)
+    found = roles.labels(data, "valid", DECISION)
     rows = frame[1400:1600]
     np.testing.assert_array_equal(found.tasks["weeks"], rows["weeks"].astype(np.float32))
     np.testing.assert_array_equal(found.tasks["pays"], rows["paid"] > 0)
@@ -49,7 +49,7 @@ def test_labels_are_those_of_the_table_and_nan_where_the_condition_is_not_met(tm
 
 def test_there_is_no_money_without_an_amount_that_hangs_on_the_decision(tmp_path: Path) -> None:
     data = opened(tmp_path, make_frame(), {"by": "time", "column": "when"})
-    assert evidence.labels(data, "test", Decision(task="rich", target_precision=0.5)).amount is None
+    assert roles.labels(data, "test", Decision(task="rich", target_precision=0.5)).amount is None
 
 
 def test_a_negative_amount_is_no_money_and_a_missing_one_is_none(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_negative_amount_is_no_money_and_a_missing_one_is_none(tmp_path: Path)
     frame.loc[1500, ["paid", "extra"]] = [3.0, np.nan]
     extra = {"kind": "regression", "column": "extra", "conditional_on": "pays"}
     tasks = {name: task for name, task in TASKS.items() if name != "paid"} | {"extra": extra}
-    amount = evidence.labels(
+    amount = roles.labels(
         opened(tmp_path, frame, {"by": "time", "column": "when"}, tasks=tasks), "valid", DECISION
     ).amount
     assert amount is not None
@@ -67,7 +67,7 @@ def test_a_negative_amount_is_no_money_and_a_missing_one_is_none(tmp_path: Path)
     frame["extra"] -= 1550.0
     (tmp_path / "b").mkdir()
     data = opened(tmp_path / "b", frame, {"by": "time", "column": "when"}, tasks=tasks)
-    assert evidence.labels(data, "valid", DECISION).amount is None
+    assert roles.labels(data, "valid", DECISION).amount is None
 
 
 # ------------------------------------------------------------------------------------------- the unit
@@ -85,9 +85,9 @@ def test_a_negative_amount_is_no_money_and_a_missing_one_is_none(tmp_path: Path)
     ids=["kuailive", "hash", "group", "time", "day"],
 )
 def test_a_unit_is_what_the_data_can_tell_apart(data: GiftData, expected: tuple[str, ...]) -> None:
-    assert evidence.units(data) == expected
+    assert roles.units(data) == expected
     for unit in ("row", "user_id", "day", "city", "age"):
-        problems = evidence.unit_problems(data, with_unit(unit))
+        problems = roles.unit_problems(data, with_unit(unit))
         assert [p.path for p in problems] == ([] if unit in expected else ["decision.unit"])
         assert all(" or ".join(expected) in p.message and repr(unit) in p.message for p in problems)
 
@@ -105,11 +105,11 @@ def test_groups_are_units(tmp_path: Path) -> None:
     numeric = {role: np.array(data.part(role).numeric[:, 0]) for role in ROLES}
     seen = 0
     for role in ROLES:
-        unit = evidence.labels(data, role, with_unit("who")).unit
+        unit = roles.labels(data, role, with_unit("who")).unit
         sizes = np.unique(unit, return_counts=True)[1]
         assert (sizes == 5).all()
         seen += len(sizes)
-        np.testing.assert_array_equal(evidence.labels(data, role, DECISION).unit, np.arange(len(numeric[role])))
+        np.testing.assert_array_equal(roles.labels(data, role, DECISION).unit, np.arange(len(numeric[role])))
     assert seen == 400
 
 
@@ -119,7 +119,7 @@ def test_days_are_the_local_days_of_the_rows(tmp_path: Path, by: str) -> None:
     start = pd.Timestamp("2024-03-25 22:30", tz="UTC")
     frame["when"] = start + pd.to_timedelta(np.arange(len(frame)) * 20, unit="min")  # summer time begins
     data = opened(tmp_path, frame, {"by": by, "column": "when", "timezone": "Europe/Zurich"})
-    units = np.concatenate([evidence.labels(data, role, with_unit("day")).unit for role in ROLES])
+    units = np.concatenate([roles.labels(data, role, with_unit("day")).unit for role in ROLES])
     days = frame["when"].dt.tz_convert("Europe/Zurich").dt.date
     assert pd.Series(units).groupby(days).nunique().eq(1).all()
     assert len(np.unique(units)) == days.nunique() == 29
@@ -139,18 +139,18 @@ def test_there_are_no_days_where_the_order_is_no_time(tmp_path: Path, start: int
     frame["when"] += start
     data = opened(tmp_path, frame, {"by": "time", "column": "when"})
     with pytest.raises(InputError, match=r"decision\.unit: expected times in when for `day`, got whole numbers"):
-        evidence.labels(data, "test", with_unit("day"))
-    assert len(np.unique(evidence.labels(data, "test", DECISION).unit)) == 300
+        roles.labels(data, "test", with_unit("day"))
+    assert len(np.unique(roles.labels(data, "test", DECISION).unit)) == 300
 
 
 def test_the_unit_of_kuailive_is_the_user(simulated: DataSpec) -> None:
     data = load(simulated, ALL)
     decision = Decision(task="has_gift", target_precision=0.1, unit="user_id")
-    unit = evidence.labels(data, "test", decision).unit
+    unit = roles.labels(data, "test", decision).unit
     np.testing.assert_array_equal(unit, data.part("test").unit)
     assert 1 < len(np.unique(unit)) < len(unit)
     with pytest.raises(InputError, match=r"decision\.unit: expected row or user_id, got 'day'"):
-        evidence.labels(data, "test", with_unit("day"))
+        roles.labels(data, "test", with_unit("day"))
 
 
 def test_a_folder_prepared_before_there_were_days_is_not_taken_for_one_with_days(tmp_path: Path) -> None:
