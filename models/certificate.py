@@ -31,6 +31,12 @@ All of that may be as optimistic as it likes: it costs power, never validity.
 **Units.** Where rows hang together in users or days, the binomial is replaced by an approximation for many units
 that treats the unit as the unit: see `models.evidence`, with the rates at which it was seen to fail.
 
+**Measured** (target 0.60, delta 0.10, populations whose truth is known, best of five models by valid): the
+threshold of highest recall that reaches the target on valid is a false one in 57 to 62 % of populations, the one of
+highest recall with a pointwise Clopper-Pearson bound on calibrate in 9 %, the certificate in 5 to 6 %. With strong
+clusters (correlation 0.3 of labels, half of the score's noise) a certificate that takes 20 days of 150 rows, or 150
+users of 30, for rows is a false one in 20 %; one that does not in 3 and 7 %.
+
 Source: Bauer 1991, "Multiple testing in clinical trials"; Angelopoulos et al. 2021, arXiv:2110.01052; Hsu and
 Berger 1999, "Stepwise confidence intervals without multiplicity adjustment for dose-response and toxicity studies".
 """
@@ -367,16 +373,19 @@ def _assumptions(unit: str, rows: JudgedRows, test: Test | None) -> tuple[str, .
         "The precision promised is that of all selected rows together, not of every group, day or user.",
     ]
     if unit == "row":
-        found.append("Rows do not hang together; given that, the tests are exact (binomial).")
-    elif test is not None and test.n_units == test.n_selected:
-        found.append(f"No {unit} is selected twice, so the tests are exact (binomial).")
-    else:
-        found.append(
-            f"Rows of one {unit} may hang together in any way; the test of an effective sample size is an "
-            "approximation for many units, rougher where a few of them hold most rows and the precision is near 1."
-        )
-        if test is not None and test.n_units < _FEW_UNITS:
-            found.append(f"Only {test.n_units} units are behind the figures: the approximation is rough.")
+        return (*found, "Rows do not hang together; given that, the tests are exact (binomial).")
+    found.append(
+        f"Each {unit} of calibrate is as good as new to the model; where train or valid hold the same ones, the "
+        "figures say how the model does on those it knows."
+    )
+    if test is not None and test.n_units == test.n_selected:
+        return (*found, f"No {unit} is selected twice, so the tests are exact (binomial).")
+    found.append(
+        f"Rows of one {unit} may hang together in any way; the test of an effective sample size is an "
+        "approximation for many units, rougher where a few of them hold most rows and the precision is near 1."
+    )
+    if test is not None and test.n_units < _FEW_UNITS:
+        found.append(f"Only {test.n_units} units are behind the figures: the approximation is rough.")
     return tuple(found)
 
 

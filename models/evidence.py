@@ -14,9 +14,9 @@ was seen to fail with few or very unequal units (bound too high in up to 0.31 of
   exactly. A single unit proves nothing: its bound is 0.
 
 Unlike the row's binomial this is an approximation for many units. In simulations at delta 0.10 (1,000 samples a
-case; 5 to 2,000 units; within-unit correlations 0.05, 0.3 and 1; sizes alike or log-normal with sigma 1.5) the
-bound was too high in at most 0.11 of samples at precisions 0.10 and 0.60, where the rows' own was in up to 0.47; at
-precision 0.90 in at most 0.10 with units of like sizes, and in up to 0.17 where a few units hold most rows.
+case; 5 to 2,000 units; within-unit correlations 0.05, 0.3 and 1; precisions 0.10, 0.60 and 0.90) the bound was too
+high in at most 0.11 of samples, the rows' own bound in up to 0.61. The exception: log-normal sizes (sigma 1.5, so
+that a few units hold most rows) at precision 0.90: 0.17.
 
 Source: Clopper and Pearson 1934; Korn and Graubard 1998, "Confidence intervals for proportions with small
 expected number of positive counts estimated from survey data"; Parker et al. 2017 (NCHS presentation standards)

@@ -416,10 +416,13 @@ def test_a_plan_of_a_hopeless_model_starts_where_most_can_be_promised() -> None:
 
 
 def test_a_cut_that_looks_less_sure_than_a_looser_one_is_no_obstacle() -> None:
-    rows = stairs((60, 0.9), (60, 0.1), (600, 0.95), (3000, 0.05))
+    rows = stairs((60, 0.9), (40, 0.25), (300, 0.72), (3000, 0.05))
     sequence = plan_sequence(*rows, decision())
-    assert not any(70 < n < 130 for n in sequence.n_selected)
-    assert certify(*rows, sequence, decision(), 0.1).n_selected > 720
+    assert sequence.n_selected[0] < 70
+    assert not any(80 < n < 120 for n in sequence.n_selected)
+    every = Sequence(tuple(rows[0][59:420:10].tolist()), tuple(range(60, 421, 10)))
+    assert certify(*rows, every, decision(), 0.1).n_selected < 100
+    assert certify(*rows, sequence, decision(), 0.1).n_selected > 400
 
 
 def test_a_smaller_calibrate_set_moves_the_first_cut_to_more_rows() -> None:
@@ -534,6 +537,7 @@ def test_the_certificate_says_what_it_assumes() -> None:
     assert any("binomial" in line for line in certified().assumptions)
     users = certify(*of(90, 80)[:2], np.arange(90) // 3, Sequence((0.0,), (90,)), decision(unit="user"), 0.1)
     assert any("approximation" in line for line in users.assumptions)
+    assert any("Each user of calibrate is as good as new" in line for line in users.assumptions)
     assert users.unit == "user"
 
 
