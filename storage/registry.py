@@ -31,7 +31,8 @@ class ModelStore:
     ) -> ModelRow:  # fmt: skip
         """The next version of a model, as a candidate.
 
-        What is there of the same evaluation and checksum is returned as it is, so that it may be asked for again.
+        What is there of the same evaluation and checksum keeps its version and state and gets these metrics: an
+        evaluation that went on with more seeds knows the same model better. So it may be asked for again.
         """
         same = (models.c.name == name) & (models.c.evaluation == evaluation) & (models.c.checksum == checksum)
         highest = sa.select(sa.func.max(models.c.version)).where(models.c.name == name)
@@ -49,6 +50,9 @@ class ModelStore:
                 version = int(connection.scalar(highest) or 0) + 1
                 new = models.insert().values(**values, version=version).returning(models)
                 row = connection.execute(new).one()
+            elif row.metrics != values["metrics"]:
+                better = models.update().where(same).values(metrics=values["metrics"]).returning(models)
+                row = connection.execute(better).one()
         return _model(row)
 
     def models(self, name: str | None = None) -> list[ModelRow]:

@@ -41,6 +41,8 @@ log = logging.getLogger("tuner")
 
 # The study that holds the fits of a study's evaluation k.
 EVALUATION_NAME = re.compile(r"(.+)\.evaluation-(\d+)")
+# What lies beside the studies in the folder of runs and in the artifact store: to be deleted with no study.
+RESERVED_NAMES = ("cache", "models", "worker-logs")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,11 @@ def read_spec(options: RunOptions) -> tuple[Spec, Any]:
         raise InputError(
             f"{'--name' if options.name else 'study'}: expected another name, got {evaluated[0]!r}, which is that "
             f"of an evaluation; `tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
+        )
+    if (name := options.name or spec.study) in RESERVED_NAMES:
+        raise InputError(
+            f"{'--name' if options.name else 'study'}: expected another name, got {name!r}, under which runs keep "
+            "something else; use --name NEW"
         )
     trainer = models.get_trainer(spec.trainer)
     check_spec(spec, trainer)

@@ -33,7 +33,6 @@ from tuner.study import Study
 from tuner.uploads import Uploads
 
 SHOWN_FEATURES = 20
-MODEL_FORMAT = 1
 Say = Callable[[str], None]
 
 
@@ -349,7 +348,7 @@ class _Conclusion:
         valid, metrics = findings.valid[fit.model.name], document["arms"][fit.arm]["metrics"]
         seed = findings.judged[fit.arm].index(fit)
         return {
-            "format": MODEL_FORMAT,
+            "format": registry.MODEL_FORMAT,
             "study": self.study.name,
             "evaluation": self.evaluation.name,
             "task": self.task,

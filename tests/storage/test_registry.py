@@ -58,6 +58,14 @@ class TestModels:
         assert add(store, evaluation="s.evaluation-2").version == 2
         assert add(store, "other").version == 3
 
+    def test_it_gets_the_metrics_of_an_evaluation_that_went_on(self, store: Store) -> None:
+        first = add(store)
+        store.promote("m", 1, None, {})
+        again = add(store, metrics={"pr_auc": {"value": 0.31}})
+        assert (again.version, again.state, again.created_at) == (1, "champion", first.created_at)
+        assert store.find_model("m") == again
+        assert again.metrics == {"pr_auc": {"value": 0.31}}
+
     def test_without_a_certificate(self, store: Store) -> None:
         assert add(store, certificate=None).certificate is None
 
