@@ -398,6 +398,8 @@ def test_a_plan_starts_where_valid_leaves_no_doubt_and_ends_where_it_is_clearly_
     assert p_values[0] <= 1e-8 < binom.sf(cumulative[stricter - 1] - 1, stricter, 0.6)
     sure = np.maximum(p_values, 1e-8)
     assert (np.diff(sure) >= 0.0).all()  # ever less sure
+    dense = np.array([n for n in sequence.n_selected if n <= 400])
+    assert (np.diff(dense) <= np.ceil(0.05 * dense[:-1]) + 1).all()  # of those that are sure none is left out
     last = sequence.n_selected[-1]
     shares = cumulative / np.arange(1, len(cumulative) + 1)
     fits = int(np.flatnonzero(shares >= 0.6)[-1]) + 1
