@@ -29,7 +29,7 @@ it can. A cut that looks less sure than a looser one is left out. It ends where 
 All of that may be as optimistic as it likes: it costs power, never validity.
 
 **Units.** Where rows hang together in users or days, the binomial is replaced by an approximation for many units
-that treats the unit as the unit: see `models.evidence`, with the rates at which it was seen to fail.
+that treats the unit as the unit: see `models.precision`, with the rates at which it was seen to fail.
 
 **Measured** (target 0.60, delta 0.10, populations whose truth is known, best of five models by valid): the
 threshold of highest recall that reaches the target on valid is a false one in 57 to 62 % of populations, the one of
@@ -52,7 +52,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.decision import range_of_logits
-from models.evidence import Evidence, JudgedRows
+from models.precision import Evidence, JudgedRows
 from models.trainer import Decision, InputError
 
 _RATIO = 1.05  # between the counts of neighbouring cuts

@@ -25,7 +25,7 @@ from models.certificate import (
     share_of_delta,
 )
 from models.decision import precision_bound
-from models.evidence import Evidence, JudgedRows
+from models.precision import Evidence, JudgedRows
 from models.trainer import Decision, InputError
 from tests.models.populations import Population, Rows
 
