@@ -110,6 +110,12 @@ class EvaluationStore:
         with self.database.transaction() as connection:
             return [LookRow(**row) for row in connection.execute(query).mappings()]
 
+    def looked_by(self, study: str) -> set[str]:
+        """Under which evaluations' names studies of this name have looked at anything, also those deleted since."""
+        query = sa.select(looks.c.evaluation).where(looks.c.study == study).distinct()
+        with self.database.transaction() as connection:
+            return set(connection.scalars(query))
+
     # --- certificates ----------------------------------------------------------------------------------------
 
     def open_certificate(

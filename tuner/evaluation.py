@@ -182,14 +182,19 @@ class _Evaluation:
         return next((row for row in rows if Plan.from_json(row.plan).same_fits(plan)), None)
 
     def _begin(self, plan: Plan) -> EvaluationRow:
-        """The next evaluation. Of one with another plan nothing more is trained, to waste no worker's time."""
+        """The next evaluation. Of one with another plan nothing more is trained, to waste no worker's time.
+
+        Its number is new even where a study of this name was deleted: what that one saw, certified and registered
+        stands under its evaluations' names.
+        """
         former = self.store.evaluations(self.study.id)
         for row in former:
             fits = self.store.find_study(row.name)
             if row.document is None and fits is not None and not Study.open(self.database, row.name).is_over():
                 self.store.stop_study(fits.id, "drain")
                 self.observer.say(f"evaluation {row.name}: has another plan and is stopped, as a new one begins")
-        number = max((row.number for row in former), default=0) + 1
+        looked = (EVALUATION_NAME.match(name) for name in self.store.looked_by(self.study.name))
+        number = max([0, *(row.number for row in former), *(int(of[2]) for of in looked if of)]) + 1
         name = f"{self.study.name}.evaluation-{number}"
         if self.store.find_study(name) is not None:
             raise InputError(f"study {name!r}: expected no study of an evaluation's name, got one; delete it")

@@ -112,6 +112,14 @@ class TestLooks:
         assert again.scored_at is not None
         assert len(store.looks("d")) == 1
 
+    def test_who_looked_is_known_when_the_study_is_gone(self, store: Store, study: int) -> None:
+        assert store.looked_by("s") == set()
+        for evaluation, model in (("s.evaluation-1", "m"), ("s.evaluation-1", "n"), ("s.evaluation-2", "m")):
+            store.open_look("d", "test", "s", evaluation, model)
+        store.open_look("d", "test", "other", "other.evaluation-1", "m")
+        store.delete_study(study)
+        assert store.looked_by("s") == {"s.evaluation-1", "s.evaluation-2"}
+
     def test_another_role_model_or_evaluation_is_another(self, store: Store) -> None:
         looks = [("test", "e", "m"), ("calibrate", "e", "m"), ("test", "f", "m"), ("test", "e", "n")]
         for role, evaluation, model in looks:

@@ -600,6 +600,23 @@ def test_a_study_is_deleted_with_its_evaluations(searched: Path, concluded: Conc
     database.close()
 
 
+def test_a_study_that_was_deleted_and_made_again_takes_no_name_that_has_looked(
+    searched: Path, concluded: Conclusions
+) -> None:
+    run(searched)
+    database = Database(url(searched))
+    store = Store(database)
+    for evaluation in ("toy.evaluation-1", "toy.evaluation-1/again-1", "toy.evaluation-3"):
+        store.open_look("d", "test", "toy", evaluation, "m")
+    store.open_look("d", "test", "other", "other.evaluation-7", "m")
+    assert catalog.delete(database, "toy", searched / "runs")
+    database.close()
+    make_study(searched, **SEARCH)
+    run(searched)
+    assert [(row.number, row.name) for row in evaluations(searched)] == [(4, "toy.evaluation-4")]
+    assert run(searched)[2].has("toy.evaluation-4: it has ended before")
+
+
 def test_it_is_shown_like_any_study(searched: Path, concluded: Conclusions) -> None:
     from tuner import display, status
 
