@@ -152,13 +152,15 @@ class Labels:
     Shape: each [N]. `tasks[name]` float32: 0 or 1 (binary), or a value in the label's own unit (regression); NaN
     where it is missing or the task's condition is not met. `unit` int64: what is exchangeable (`Decision.unit`;
     each row its own where that is `row`). `amount` float64 >= 0: the money behind each row, None without any.
-    `transforms[name]` is `log1p` or `none` for every regression task.
+    `transforms[name]` is `log1p` or `none` for every regression task; `conditions[name]` the binary task in whose
+    positives alone it counts, where there is one.
     """
 
     tasks: Mapping[str, np.ndarray]
     unit: np.ndarray
     amount: np.ndarray | None
     transforms: Mapping[str, str]
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

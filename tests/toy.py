@@ -136,7 +136,7 @@ class ToyTrainer:
         unit = np.arange(N_ROWS) // (ROWS_PER_USER if decision.unit == "user" else 1)
         money = np.where(rows.labels == 1, rows.money, 0.0)
         amount = np.where(rows.labels == 1, rows.money, np.nan).astype(np.float32)
-        return Labels({"toy": rows.labels, "money": amount}, unit, money, {"money": "log1p"})
+        return Labels({"toy": rows.labels, "money": amount}, unit, money, {"money": "log1p"}, {"money": "toy"})
 
     def features(self, data: ToyDataset, role: Role) -> Features:
         rows = toy_rows(data, role)

@@ -241,6 +241,8 @@ class TrainerContract:
         predicted = case.trainer.predict(fitted, every, role).scores
         assert set(predicted) <= set(labels.tasks)
         assert set(labels.transforms) <= set(labels.tasks)
+        assert set(labels.conditions) <= set(labels.transforms)
+        assert set(labels.conditions.values()) <= set(labels.tasks) - set(labels.transforms)
         for name, values in labels.tasks.items():
             assert (values.dtype, values.shape) == (np.float32, (n_rows,))
             known = values[~np.isnan(values)]

@@ -55,6 +55,7 @@ class Rows:
     amount: np.ndarray | None
     targets: Mapping[str, np.ndarray]
     transforms: Mapping[str, str]
+    conditions: Mapping[str, str]
 
     @classmethod
     def of(cls, labels: Labels, role: Role, task: str) -> Rows:
@@ -68,7 +69,10 @@ class Rows:
             )
         amount = None if labels.amount is None else np.asarray(labels.amount[kept], np.float64)
         targets = {name: np.asarray(labels.tasks[name][kept], np.float64) for name in labels.transforms}
-        return cls(role, kept, of_task, np.asarray(labels.unit[kept]), amount, targets, dict(labels.transforms))
+        return cls(
+            role, kept, of_task, np.asarray(labels.unit[kept]), amount, targets, dict(labels.transforms),
+            dict(labels.conditions),
+        )  # fmt: skip
 
     def sample(self) -> Sample:
         return Sample(self.labels, self.unit, self.amount, self.targets)
@@ -86,7 +90,7 @@ class OnValid:
     feasible: bool
     calibrator: Calibrator
     calibration: Mapping[str, Any]  # chosen, log_loss
-    smearing: Mapping[str, Mapping[str, Any]]  # task -> factor, transform
+    smearing: Mapping[str, Mapping[str, Any]]  # task -> factor, transform, given
 
 
 def pr_auc(labels: np.ndarray, logits: np.ndarray, name: str = "valid") -> float:
@@ -110,6 +114,7 @@ def on_valid(predictions: Predictions, rows: Rows, decision: Decision, seed: int
         factors[name] = {
             "factor": float(smearing(predicted, rows.targets[name][counts], transform)),
             "transform": transform,
+            "given": rows.conditions.get(name),
         }
     return OnValid(
         pr_auc=float(ranking.average_precision()),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.special import expit
 
 from models import get_trainer
 from models.calibration import smeared
@@ -44,8 +45,10 @@ def predict(
 
     Columns: `row` (from 0), the keys of the source, `score` (raw logit, float32), `probability` (calibrated,
     float64), `decision` (whether the score reaches the certified threshold; null where none is certified),
-    `expected_<task>` of each amount (in its own unit, corrected by smearing) and `model_version`. What the trainer
-    does with unknown categories and missing values it says itself (`Trainer.score`).
+    `expected_<task>` of each amount (in its own unit, corrected by smearing; of one that counts only where a binary
+    task is positive, times that task's probability, or `expected_<task>_given_<binary task>` where the model does
+    not score that one) and `model_version`. What the trainer does with unknown categories and missing values it
+    says itself (`Trainer.score`).
 
     Args:
         version: what stands in `model_version`.
@@ -78,10 +81,11 @@ def predict(
 
 
 def _table(model: ModelFolder, version: str, batch: ScoredRows) -> pa.Table:
-    taken = set(batch.keys) & {*_OWN, *(f"expected_{task}" for task in model.smearing)}
-    if taken:
-        raise InputError(f"{model.path}: expected keys of other names than {', '.join(sorted(taken))}; rename them")
     scores = _scores(model, batch)
+    probability = model.calibrator(_logits(batch.predictions, model.task))
+    amounts = _amounts(model, batch.predictions, probability)
+    if taken := set(batch.keys) & {*_OWN, *amounts}:
+        raise InputError(f"{model.path}: expected keys of other names than {', '.join(sorted(taken))}; rename them")
     n_rows = len(scores)
     decisions = (
         pa.nulls(n_rows, pa.bool_())
@@ -93,15 +97,28 @@ def _table(model: ModelFolder, version: str, batch: ScoredRows) -> pa.Table:
         "row": np.arange(batch.first_row, batch.first_row + n_rows, dtype=np.int64),
         **{name: np.asarray(values) for name, values in batch.keys.items()},
         "score": scores,
-        "probability": model.calibrator(_logits(batch.predictions, model.task)),
+        "probability": probability,
         "decision": decisions,
-        **{
-            f"expected_{task}": smeared(batch.predictions.scores[task], how["factor"], how["transform"])
-            for task, how in model.smearing.items()
-        },
+        **amounts,
         "model_version": pa.DictionaryArray.from_arrays(np.zeros(n_rows, np.int32), [version]),
     }
     return pa.table(columns)
+
+
+def _amounts(model: ModelFolder, predictions: Predictions, probability: np.ndarray) -> dict[str, np.ndarray]:
+    """The amounts that are to be expected of each row, by column."""
+    columns = {}
+    for task, how in model.smearing.items():
+        name, amount = f"expected_{task}", smeared(predictions.scores[task], how["factor"], how["transform"])
+        given = how.get("given")
+        if given == model.task:
+            amount = probability * amount
+        elif given in predictions.scores:
+            amount = expit(_logits(predictions, given)) * amount
+        elif given is not None:
+            name = f"{name}_given_{given}"
+        columns[name] = amount
+    return columns
 
 
 def _scores(model: ModelFolder, batch: ScoredRows) -> np.ndarray:

@@ -39,6 +39,7 @@ def labels(data: GiftDataset, role: Role, decision: Decision) -> Labels:
         unit=_unit(data, part, decision),
         amount=_amount(data, part, decision.task),
         transforms={task.name: task.transform for task in data.tasks if task.kind == "regression"},
+        conditions={task.name: task.conditional_on for task in data.tasks if task.conditional_on is not None},
     )
 
 

@@ -116,6 +116,36 @@ class TestColumns:
         run(make_folder(tmp_path / "bare", smearing={}), source, out)
         assert "expected_money" not in pq.read_schema(out).names
 
+    def test_an_amount_that_counts_under_a_condition_is_expected_with_its_probability(
+        self, tmp_path: Path, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An amount given a gift is no amount to expect of a click."""
+        how = {"factor": 1.5, "transform": "log1p"}
+        smearing = {
+            "money": how, "own": how | {"given": "toy"}, "other": how | {"given": "binary"},
+            "lost": how | {"given": "untrained"},
+        }  # fmt: skip
+        plain = ToyTrainer.score
+
+        def score(*arguments: Any) -> Iterator[ScoredRows]:
+            for batch in plain(*arguments):
+                scores = dict(batch.predictions.scores)
+                scores |= dict.fromkeys(("own", "other", "lost"), scores["money"])
+                scores["binary"] = scores["toy"] - 1.0
+                yield ScoredRows(batch.first_row, batch.n_rows, batch.keys, Predictions(scores))
+
+        monkeypatch.setattr(ToyTrainer, "score", score)
+        run(make_folder(tmp_path / "conditional", smearing=smearing), source, out)
+        table = pq.read_table(out)
+        found = {name: table[name].to_numpy() for name in table.column_names if name != "model_version"}
+        money = found["expected_money"]
+        np.testing.assert_allclose(found["expected_own"], found["probability"] * money, rtol=1e-12)
+        np.testing.assert_allclose(
+            found["expected_other"], expit(found["score"].astype(float) - 1) * money, rtol=1e-6
+        )
+        np.testing.assert_allclose(found["expected_lost_given_untrained"], money, rtol=1e-12)
+        assert "expected_lost" not in found
+
     def test_the_inverse_of_the_loss_goes_before_the_calibrator(
         self, model: ModelFolder, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

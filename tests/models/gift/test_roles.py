@@ -44,6 +44,7 @@ def test_labels_are_those_of_the_table_and_nan_where_the_condition_is_not_met(tm
     paid = rows["paid"].where(rows["paid"] > 0).astype(np.float32)
     np.testing.assert_array_equal(found.tasks["paid"], paid)
     assert dict(found.transforms) == {"weeks": "none", "paid": "log1p"}
+    assert dict(found.conditions) == {"paid": "pays"}
     np.testing.assert_allclose(found.amount, rows["paid"].to_numpy(), rtol=1e-6)
 
 
