@@ -131,10 +131,12 @@ class _Conclusion:
         if self.options.artifacts:
             uploads = Uploads(open_artifacts(self.options.artifacts), self.fits.name)
         found: dict[str, list[Fit]] = {arm.name: [] for arm in self.plan.arms}
+        names: dict[str, str] = {}  # equal checkpoints are one model, which is asked once
         for number in sorted(n for n, state in self._states.items() if state == "complete"):
             run = runs[number]
             checkpoint = find_checkpoint(run, self.folder, uploads)
-            model = Model(f"{number:05d}", checksum_of(checkpoint))
+            checksum = checksum_of(checkpoint)
+            model = Model(names.setdefault(checksum, f"{number:05d}"), checksum)
             seed = self.fits.spec.seed_of(number)
             found[run.arm].append(Fit(run.arm, number, seed, model, run, checkpoint))
         left_out = [dict(entry) for entry in getattr(self.plan, "left_out", ())]
@@ -205,7 +207,8 @@ class _Conclusion:
         for arm in arms[: self.plan.nominees]:
             fit = max(judged[arm], key=lambda fit: rank([fit]))
             logits = self._predict(fit, data, "valid").scores[self.task][rows.kept]
-            n_rows = data.manifest.rows["calibrate"]
+            # calibrate's own labels stay closed: as many of its rows are taken to have one as of valid's
+            n_rows = round(data.manifest.rows["calibrate"] * len(rows.labels) / data.manifest.rows["valid"])
             sequence = plan_sequence(logits, rows.labels, rows.unit, self.decision, n_rows)
             nominees.append({
                 "arm": arm, "number": fit.number, "seed": fit.seed, "checkpoint": fit.model.checksum,

@@ -606,8 +606,8 @@ def test_a_study_that_was_deleted_and_made_again_takes_no_name_that_has_looked(
     run(searched)
     database = Database(url(searched))
     store = Store(database)
-    for evaluation in ("toy.evaluation-1", "toy.evaluation-1/again-1", "toy.evaluation-3"):
-        store.open_look("d", "test", "toy", evaluation, "m")
+    for name in ("toy.evaluation-1", "toy.evaluation-1/again-1", "toy.evaluation-3"):
+        store.open_look("d", "test", "toy", name, "m")
     store.open_look("d", "test", "other", "other.evaluation-7", "m")
     assert catalog.delete(database, "toy", searched / "runs")
     database.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tuner import verdict
 from tuner.document import mean_cosines, training_curves
 from tuner.fits import Rows, importance, on_valid
 from tuner.fits import scores_of as scores_of_fit
+from tuner.scoring import find_checkpoint
 from tuner.verdict import conclude
 
 ROLES = ("valid", "test")
@@ -431,6 +434,19 @@ def test_a_damaged_score_file_is_scored_again_and_the_look_stands_in_the_documen
     assert second["arms"] == first["arms"]
 
 
+def test_fits_with_equal_checkpoints_are_one_model_that_is_looked_at_once(evaluated: Evaluated, monkeypatch):
+    monkeypatch.setattr(verdict, "BASELINES", ("base_rate",))
+    evaluated.change_plan(n_replicates=20)
+    runs = {run.number: run for run in evaluated.study.store.runs(evaluated.fits.id)}
+    folder = Path(evaluated.options.runs) / evaluated.evaluation.name
+    one, other = (find_checkpoint(runs[evaluated.place(arm)], folder, None) for arm in ("single", "other"))
+    shutil.copyfile(one, other)
+    document = concluded(evaluated)
+    assert document["looks"]["test"] == {"n_models": 12, "n_looks": 12, "repeated": 0, "all_on_this_set": 12}
+    single, other_arm = (document["arms"][arm] for arm in ("single", "other"))
+    assert single["metrics"]["pr_auc"]["per_seed"][0] == other_arm["metrics"]["pr_auc"]["per_seed"][0]
+
+
 # --- nominees and certificates ---------------------------------------------------------------------------------
 
 
@@ -588,3 +604,26 @@ def test_rows_without_the_decisions_label_are_left_out_everywhere():
     assert scores.amounts["money"][0].tolist() == [1.0, 1.0, 5.0]
     with pytest.raises(InputError, match="test/t: expected a positive among 1 rows"):
         Rows.of(Labels({"t": np.zeros(1, np.float32)}, np.zeros(1), None, {}), "test", "t")
+
+
+def test_with_half_of_the_labels_missing_the_other_half_is_judged(evaluated: Evaluated, monkeypatch):
+    monkeypatch.setattr(verdict, "BASELINES", ("base_rate",))
+    evaluated.change_plan(n_replicates=20)
+    whole, planned, given = JudgedTrainer.labels, verdict.plan_sequence, []
+
+    def labels(self: JudgedTrainer, data: Any, role: Any, decision: Decision) -> Labels:
+        found = whole(self, data, role, decision)
+        toy = np.where(np.arange(len(found.unit)) % 2 == 0, found.tasks["toy"], np.nan).astype(np.float32)
+        return replace(found, tasks={**found.tasks, "toy": toy})
+
+    def plan(logits: np.ndarray, known: np.ndarray, unit: np.ndarray, decision: Decision, n_rows: int) -> Any:
+        given.append((len(known), n_rows))
+        return planned(logits, known, unit, decision, n_rows)
+
+    monkeypatch.setattr(JudgedTrainer, "labels", labels)
+    monkeypatch.setattr(verdict, "plan_sequence", plan)
+    document = concluded(evaluated)
+    assert given == [(1500, 1500)]  # of calibrate's 3000 rows as many have a label as of valid's
+    certificate = document["nominees"][0]["certificate"]
+    assert (document["sample"]["n_rows"], certificate["n_rows"]) == (1000, 1500)
+    assert certificate["status"] == "certified"
