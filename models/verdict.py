@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,6 @@ from models.trainer import InputError
 Outcome = Literal["helps", "does not", "undecided"]
 
 _RISING = ("pr_auc", "roc_auc", "recall_", "revenue_", "capture_")  # metrics of which more is better
-_NAMES = {"pr_auc": "PR-AUC", "roc_auc": "ROC-AUC"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Verdict:
     (`points`: 0.03 are three percentage points). Both are given, the reading's own decides: `helps` iff the whole
     interval is at least `min_gain`, `does not` iff all of it is below, else `undecided`.
     `positives_needed` are the positives more than `n_positive` that would decide it if the estimate stayed where it
-    is; None where it is decided, or where no number would do, as the spread between seeds alone is too wide.
+    is; None where it is decided, or where no number would do: the gain is too close to `min_gain`, or the seeds lie
+    too far apart.
     """
 
     arm: str
@@ -39,7 +39,6 @@ class Verdict:
     outcome: Outcome
     n_positive: int
     positives_needed: int | None
-    sentence: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,10 +76,9 @@ def judge(
     if outcome == "undecided":
         spread = draws.contrast(arm, against, metric, reading)
         needed = _positives_needed(decides, min_gain, spread.rows_variance, spread.seeds_variance, n_positive)
-    verdict = Verdict(
-        arm, against, metric, min_gain, reading, confidence, difference, relative, outcome, n_positive, needed, ""
+    return Verdict(
+        arm, against, metric, min_gain, reading, confidence, difference, relative, outcome, n_positive, needed
     )
-    return replace(verdict, sentence=_sentence(verdict, draws))
 
 
 def fresh_probability(draws: Draws, arm: str, against: str, metric: str = "pr_auc") -> float:
@@ -124,32 +122,3 @@ def _positives_needed(
     if room <= 0.0 or by_rows / room > 1e6:  # beyond a million times the sample nothing is known
         return None
     return max(math.ceil(n_positive * (by_rows / room - 1.0)), 1)
-
-
-def _sentence(verdict: Verdict, draws: Draws) -> str:
-    """The verdict in one plain sentence, and a second one where an arm was trained only once."""
-    arm, against, metric = verdict.arm, verdict.against, verdict.metric
-    decides, unit = verdict.difference, " percentage points"
-    if verdict.reading == "relative":
-        decides, unit = verdict.relative, " %"
-    says = {
-        "helps": f"{arm} helps",
-        "does not": f"{arm} does not help as much as asked",
-        "undecided": f"Whether {arm} helps is undecided with these data",
-    }[verdict.outcome]
-    name, own, other = _NAMES.get(metric, metric), draws.value(arm, metric), draws.value(against, metric)
-    low, high, gain, asked = (100.0 * x for x in (decides.low, decides.high, decides.value, verdict.min_gain))
-    interval = f"{100.0 * verdict.confidence:g} % interval {low:+.2f} to {high:+.2f}"
-    text = (
-        f"{says}: {name} {own:.4f} against {other:.4f} of {against}, {gain:+.2f}{unit} "
-        f"({interval}; asked for was {asked:+g}{unit} or more)"
-    )
-    if verdict.positives_needed is not None:
-        more = f"{verdict.positives_needed:,} more positives beside the {verdict.n_positive:,}"
-        text += f"; about {more} would decide it if the gain stays"
-    elif verdict.outcome == "undecided":
-        text += "; more rows alone would not decide it: the gain is too close to it, or the seeds lie too far apart"
-    once = [name for name in dict.fromkeys((arm, against)) if draws.n_seeds(name) == 1]
-    if once:
-        text += f". Trained with one seed, so that other seeds are not in the interval: {', '.join(once)}"
-    return text + "."

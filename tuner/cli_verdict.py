@@ -59,7 +59,10 @@ def evaluate(storage: str | None, runs: str, form: str, **given: Any) -> int:
     options = evaluation.EvaluateOptions(storage=database_url(storage, runs), runs=runs, **given)
     heed_signals()
     with display.Progress(Console(stderr=True)) as progress:
-        document, code = evaluation.evaluate(options, progress)
+        try:
+            document, code = evaluation.evaluate(options, progress)
+        except KeyboardInterrupt:  # while it judges; in the midst of fits it has stopped its workers first
+            document, code = {}, evaluation.INTERRUPTED
     if not document:
         click.echo("interrupted; the same command goes on from here", err=True)
     elif form == "json":
@@ -103,13 +106,14 @@ def report(
 def conclusion_parts(document: Mapping[str, Any]) -> Iterator[Any]:
     """What an evaluation has come to, for a terminal: the answer first."""
     from tuner import formats
-    from tuner.report_findings import certified
+    from tuner.report_findings import certified, percent
     from tuner.report_text import conclusion, verdict_lines
 
     yield conclusion(document)
     yield from verdict_lines(document)
     columns = ["arm", "fits", "PR-AUC", "low", "high", "recall at 1 %", "ECE", "log loss"]
-    yield formats.table(f"{document['sample']['role']} ({document['confidence']:.0%} intervals)", columns, [
+    between = f"low, high: {percent(document['confidence'])} interval of PR-AUC"
+    yield formats.table(f"{document['sample']['role']} ({between})", columns, [
         [name, _fits(arm), *_numbers(arm)] for name, arm in _by_pr_auc(document)
     ])  # fmt: skip
     for name, arm in document["arms"].items():
@@ -118,13 +122,14 @@ def conclusion_parts(document: Mapping[str, Any]) -> Iterator[Any]:
                 yield f"fit {fit['number']} ({name}) failed: {fit['failure']}"
     for entry in document["left_out"]:
         yield f"arm {entry['arm']}: left out: {entry['reason']}"
-    for nominee in document["nominees"]:
-        yield certified(nominee, document)
+    for index, nominee in enumerate(document["nominees"]):
+        if index > 0 or nominee["certificate"]["status"] == "certified":  # else the conclusion has said it
+            yield certified(nominee, document)
     for role, looks in document["looks"].items():
         yield f"{role}: {_looks(looks)}"
     if (model := document["model"]) is not None:
         version = f"{model['name']}:{model['version']}"
-        yield f"model: {version} is a candidate; `tuner promote --model {version}` puts it into service"
+        yield f"model: {version} is a candidate; `tuner promote --model {version}` holds it against the gate"
     yield f"report: tuner report --study {document['study']}"
 
 

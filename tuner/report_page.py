@@ -12,7 +12,18 @@ from tuner.figures import Figure, Missing
 from tuner.figures_search import search_figures
 from tuner.figures_verdict import interval_text, sample_text, verdict_figures
 from tuner.formats import duration
-from tuner.report_findings import certified, counted, ends, figure, metric, names_of, percent, setting, spread
+from tuner.report_findings import (
+    certified,
+    counted,
+    ends,
+    figure,
+    metric,
+    names_of,
+    percent,
+    registered,
+    setting,
+    spread,
+)
 from tuner.summary import StudySummary
 from tuner.tree import find, leaves
 
@@ -128,7 +139,7 @@ def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
     elif document["nominees"]:
         yield _pr_auc_tile(document, document["nominees"][0]["arm"])
     if document["nominees"]:
-        issued = document["nominees"][0]["certificate"]
+        issued = registered(document)["certificate"]
         if issued["status"] == "certified":
             note = f"confidence {percent(issued['confidence'])}, recall {percent(issued['recall'])}"
             yield Tile("Certified precision", f"≥ {figure(issued['target'])}", note)
@@ -153,11 +164,12 @@ def _pr_auc_tile(document: Mapping[str, Any], arm: str) -> Tile:
 
 
 def _comparisons(document: Mapping[str, Any]) -> Iterator[Block]:
+    baselines = names_of(document, "baseline")
     rows = [
         [c["arm"], c["against"], spread(c["difference"], signed=True),
          spread(c["relative"], signed=True, share=True),
-         c["outcome"] if c["against"] not in names_of(document, "baseline") else "–",
-         "–" if c["positives_needed"] is None else f"{c['positives_needed']:,}"]
+         c["outcome"] if c["against"] not in baselines else "–",
+         "–" if c["positives_needed"] is None or c["against"] in baselines else f"{c['positives_needed']:,}"]
         for c in document["comparisons"]
     ]  # fmt: skip
     if rows:
@@ -229,9 +241,8 @@ def _certificates(document: Mapping[str, Any], drawn: Figure | Missing) -> Itera
             "PR-AUC on "
             f"valid {figure(nominee['valid_pr_auc'])}). This is certificate number {issued['number_on_set']} on "
             "this "
-            f"calibrate set; it spends {figure(issued['delta_spent'])} of the risk, and all certificates on it "
-            "hold "
-            f"together with confidence {percent(issued['joint_confidence'])}."
+            f"calibrate set; it spends {figure(issued['delta_spent'])} of the risk, and it and those before "
+            f"it hold together with confidence {percent(issued['joint_confidence'])}."
         )
     yield drawn
     for nominee in document["nominees"]:
@@ -285,7 +296,7 @@ def _looks(document: Mapping[str, Any]) -> Iterator[Block]:
         more = "" if every is None else f", {counted(every, 'time')} by all evaluations of these data"
         yield Paragraph(
             f"Calibrate was opened {counted(calibrate['n_looks'], 'time')} in this evaluation{more}; "
-            f"{counted(issued, 'certificate')} stand on it up to this one."
+            f"{counted(issued, 'certificate')} {'stands' if issued == 1 else 'stand'} on it up to this one."
         )
 
 

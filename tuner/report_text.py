@@ -1,5 +1,4 @@
-"""The conclusion of a report, its verdict and what follows for the design, computed from an evaluation's "
-"document."""
+"""The conclusion of a report, its verdict and what follows for the design, from an evaluation's document."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ from tuner.report_findings import (
     pairs,
     percent,
     promise_on_test,
+    registered,
     spread,
 )
 
@@ -51,15 +51,14 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     start = {
         "helps": f"training as {arm} helps to predict {task}",
         "does not": f"training as {arm} does not help to predict {task} enough",
-        "undecided": f"these data do not decide whether training as {arm} helps to predict {task}",
+        "undecided": f"it is undecided whether training as {arm} helps to predict {task}",
     }[verdict["outcome"]]
     ours, theirs = metric(document, arm, "pr_auc"), metric(document, against, "pr_auc")
     values = f"PR-AUC {ends(ours)[0]} against {ends(theirs)[0]} of {against}"
     gain, between = ends(verdict["relative"], signed=True, share=True)
     return (
         f"{start}: {values}, {gain} ({percent(document['confidence'])} interval {between}), where {asked(verdict)} "
-        "was "
-        "asked for"
+        "was asked for"
     )
 
 
@@ -71,25 +70,28 @@ def _without_verdict(document: Mapping[str, Any]) -> str:
 def _promise(document: Mapping[str, Any]) -> str:
     if not document["nominees"]:
         return "no model was nominated"
-    nominee = document["nominees"][0]
+    nominee = registered(document)
     issued, check = nominee["certificate"], nominee["check"]
     target, confidence = figure(issued["target"]), percent(issued["confidence"])
     if issued["status"] != "certified":
         could = issued["certifiable_precision"]
         reach = "" if could is None else f" ({figure(could)} could be)"
-        return f"no threshold can be certified at a precision of {target}{reach}, so no decisions are issued"
+        return (
+            f"no threshold of {nominee['arm']} can be certified at a precision of {target} with confidence "
+            f"{confidence}{reach}, so no decisions are issued"
+        )
     kept = "" if check is None else f", a promise {promise_on_test(check)} on test"
     recall = percent(issued["recall"])
-    return f"precision {target} is certified with confidence {confidence} at a recall of {recall}{kept}"
+    whose = f" of {nominee['arm']}" if len(document["nominees"]) > 1 else ""
+    return f"precision {target}{whose} is certified with confidence {confidence} at a recall of {recall}{kept}"
 
 
 def verdict_lines(document: Mapping[str, Any]) -> list[str]:
-    """The answer in both readings, and what the search itself has brought."""
+    """What stands behind the conclusion's answer, and what the search itself has brought."""
     verdict, lines = document["verdict"], []
     if verdict is None:
         lines.append("No verdict: the study names no two arms to compare, or one of them was left out.")
     else:
-        lines.append(verdict["sentence"])
         lines.append(
             f"Both readings: relative {spread(verdict['relative'], signed=True, share=True)}, in points "
             f"{spread(verdict['difference'], signed=True)}; asked for was {asked(verdict)}, fixed before the "
@@ -97,12 +99,17 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
         )
         if verdict["positives_needed"] is not None:
             lines.append(
-                f"About {verdict['positives_needed']:,} more positives of test would decide it, if the estimate "
-                "stays "
-                "where it is."
+                f"About {verdict['positives_needed']:,} positives more than the {verdict['n_positive']:,} of test "
+                "would decide it, if the estimate stays where it is."
             )
         elif verdict["outcome"] == "undecided":
-            lines.append("More positives alone would not decide it: the spread between seeds is too wide.")
+            lines.append(
+                "More positives alone would not decide it: the gain is too close to what was asked for, or the "
+                "seeds lie too far apart."
+            )
+        once = [arm for arm in (verdict["arm"], verdict["against"]) if _n_complete(document, arm) == 1]
+        if once:
+            lines.append(f"Trained with one seed, so that other seeds are not in the interval: {listed(once)}.")
     gain = document["tuning_gain"]
     if gain is not None:
         lines.append(
@@ -113,6 +120,10 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
             f"default with probability {figure(gain['fresh_probability'])}."
         )
     return lines
+
+
+def _n_complete(document: Mapping[str, Any], arm: str) -> int:
+    return sum(fit["state"] == "complete" for fit in document["arms"][arm]["fits"])
 
 
 def implications(document: Mapping[str, Any]) -> list[str]:

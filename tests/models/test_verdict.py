@@ -36,10 +36,6 @@ def test_helps_where_the_whole_interval_reaches_the_gain() -> None:
     assert verdict.positives_needed is None
     assert verdict.relative.value == pytest.approx(0.10)
     assert (verdict.relative.low, verdict.relative.high) == pytest.approx((0.0804, 0.1196), abs=1e-4)
-    assert verdict.sentence == (
-        "joint helps: PR-AUC 0.1100 against 0.1000 of single, +10.00 % (95 % interval +8.04 to +11.96; asked for "
-        "was +3 % or more). Trained with one seed, so that other seeds are not in the interval: joint, single."
-    )
 
 
 def test_does_not_where_all_of_it_is_below() -> None:
@@ -47,15 +43,14 @@ def test_does_not_where_all_of_it_is_below() -> None:
     assert verdict.outcome == "does not"
     assert verdict.relative.low < 0.0 < verdict.relative.high < 0.03
     assert verdict.positives_needed is None
-    assert verdict.sentence.startswith("joint does not help as much as asked: PR-AUC 0.1005 against 0.1000")
 
 
 def test_undecided_where_the_interval_holds_the_gain() -> None:
     verdict = judge(planted(0.105, rows_error=0.004), "joint", "single", n_positive=800)
     assert verdict.outcome == "undecided"
     assert verdict.relative.low < 0.03 < verdict.relative.high
-    assert verdict.sentence.startswith("Whether joint helps is undecided with these data: PR-AUC 0.1050 against")
-    assert f"about {verdict.positives_needed:,} more positives beside the 800 would decide it" in verdict.sentence
+    assert verdict.positives_needed is not None
+    assert verdict.n_positive == 800
 
 
 def test_both_readings_are_given_and_the_chosen_one_decides() -> None:
@@ -64,10 +59,6 @@ def test_both_readings_are_given_and_the_chosen_one_decides() -> None:
     assert points.outcome == "does not"
     assert points.difference.value == pytest.approx(0.01)
     assert points.relative == judge(planted(0.110), "joint", "single", n_positive=5000).relative
-    assert (
-        "+1.00 percentage points (95 % interval +0.80 to +1.20; asked for was +3 percentage points"
-        in points.sentence
-    )
     assert judge(planted(0.110), "joint", "single", 0.005, "points", n_positive=5000).outcome == "helps"
 
 
@@ -81,7 +72,6 @@ def test_an_interval_that_ends_at_the_gain_helps_or_is_undecided() -> None:
     wider = judge(draws, "joint", "single", found.low, n_positive=9, confidence=0.99)
     assert wider.outcome == "undecided"
     assert wider.confidence == 0.99
-    assert "(99 % interval" in wider.sentence
 
 
 @pytest.mark.parametrize(
@@ -108,8 +98,6 @@ def test_no_number_of_positives_decides_what_lies_between_seeds() -> None:
     verdict = judge(planted(0.107, seeds=seeds), "joint", "single", n_positive=1000)
     assert verdict.outcome == "undecided"
     assert verdict.positives_needed is None
-    assert "more rows alone would not decide it" in verdict.sentence
-    assert "one seed" not in verdict.sentence
     close = judge(planted(0.103 + 1e-9, rows_error=0.006), "joint", "single", n_positive=1000)
     assert close.positives_needed is None
 

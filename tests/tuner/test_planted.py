@@ -144,7 +144,7 @@ def test_the_verdict_is_what_was_planted(tmp_path: Path, population: Population,
     document = document_of(tmp_path, population)
     verdict = document["verdict"]
     assert (verdict["arm"], verdict["against"]) == ("joint", "single")
-    assert verdict["outcome"] == outcome, verdict["sentence"]
+    assert verdict["outcome"] == outcome, verdict
     gain = verdict["relative"]
     if outcome == "helps":
         assert gain["low"] >= 0.03

@@ -238,13 +238,12 @@ def _compared(
         "difference": {"value": value, "low": value - half, "high": value + half},
         "relative": {"value": value / theirs, "low": (value - half) / theirs, "high": (value + half) / theirs},
         "outcome": outcome, "positives_needed": needed,
-        "sentence": f"{arm} {outcome}: its PR-AUC is {ours:.4f} against {theirs:.4f} of {against}.",
     }  # fmt: skip
 
 
 def _verdict(document: Mapping[str, Any], arm: str) -> dict[str, Any]:
     found = next(c for c in document["comparisons"] if c["arm"] == arm)
-    return {**found, "min_gain": 0.03, "reading": "relative"}
+    return {**found, "min_gain": 0.03, "reading": "relative", "n_positive": document["sample"]["n_positive"]}
 
 
 def _nominee(arm: str, number: int, target: float, n_rows: int, n_positive: int, on_set: int) -> dict[str, Any]:
