@@ -333,8 +333,9 @@ def _reproduce(study: Study, plan: Any) -> list[str]:
     given = "" if data["simulated"] else " --data PATH"
     called = "" if name == spec.study else f" --name {name}"
     top = max(arm.rank for arm in plan.arms if arm.kind == "searched")
+    counts = f"--seeds {plan.seeds} --top {top} --nominees {plan.nominees} --replicates {plan.n_replicates}"
     return [
         f"tuner run --study {spec.study}{called} --n-trials {row.n_trials} --seed {spec.seed}{given}",
-        f"tuner evaluate --study {name} --seeds {plan.seeds} --top {top}{given}",
+        f"tuner evaluate --study {name} {counts}{given}",
         f"tuner report --study {name}",
     ]

@@ -276,7 +276,8 @@ def test_leak_training_and_cost_come_from_features_and_stored_rows(whole):
         attempts = store.attempts(study.id)
         assert document["cost"][name] == pytest.approx(sum(a.released_at - a.claimed_at for a in attempts))
     assert document["gradient_cosine"] is None
-    assert document["reproduce"][1] == "tuner evaluate --study judged --seeds 3 --top 1 --data PATH"
+    counts = "--seeds 3 --top 1 --nominees 1 --replicates 200"
+    assert document["reproduce"][1] == f"tuner evaluate --study judged {counts} --data PATH"
 
 
 def test_looks_are_counted(whole):
