@@ -80,6 +80,12 @@ def names_of(document: Mapping[str, Any], *kinds: str) -> list[str]:
     return [name for name, arm in document["arms"].items() if arm["kind"] in kinds]
 
 
+def registered(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The nominee that becomes the model: the first that is certified, else the first."""
+    certified = (n for n in document["nominees"] if n["certificate"]["status"] == "certified")
+    return next(certified, document["nominees"][0])
+
+
 # --- figures of the evaluation ---------------------------------------------------------------------------------
 
 
