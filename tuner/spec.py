@@ -7,6 +7,7 @@ models. Both tell every fault at once, each with file, line and dotted path.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ _MAXIMISED = (
     *("revenue_at_1pct", "revenue_at_5pct", "revenue_at_10pct"),
 )
 _MINIMISED = ("loss", "log_loss", "ece", "ece_calibrated")
+
+# Beside the arms an evaluation has models.baselines.BASELINES, and further configurations of each.
+_BASELINES = ("base_rate", "logistic_regression", "xgboost")
+_FURTHER = re.compile(r"(.+)(?:/default|#\d+)")
 
 
 class SpecError(InputError):
@@ -342,10 +347,11 @@ class _Parts:
     arms: dict[str, dict[str, Any]]
     space: Space
     verdict: VerdictSpec | None
+    replicate: bool
 
     @classmethod
     def of(cls, spec: Spec) -> _Parts:
-        names = ("trainer", "data", "decision", "objective", "config", "arms", "space", "verdict")
+        names = ("trainer", "data", "decision", "objective", "config", "arms", "space", "verdict", "replicate")
         return cls(**{name: getattr(spec, name) for name in names})
 
     @classmethod
@@ -363,14 +369,18 @@ class _Parts:
         arms = {name: arm for name, arm in arms.items() if isinstance(arm, dict)}
         trainer = tree.get("trainer") if isinstance(tree.get("trainer"), str) else None
         decision, objective = model("decision", Decision), model("objective", Objective)
-        verdict = model("verdict", VerdictSpec)
-        return cls(trainer, mapping("data"), decision, objective, mapping("config"), arms, space, verdict)
+        verdict, replicate = model("verdict", VerdictSpec), tree.get("replicate") is True
+        return cls(
+            trainer, mapping("data"), decision, objective, mapping("config"), arms, space, verdict, replicate
+        )  # fmt: skip
 
     def problems_without_trainer(self) -> Iterator[Problem]:
         if self.trainer is not None and (message := _unknown_trainer(self.trainer)):
             yield Problem("trainer", message)
         if self.decision is not None and self.objective is not None:
             yield from _objective_problems(self.objective, self.decision)
+        if not self.replicate:
+            yield from _arm_name_problems(self.arms)
         if self.verdict is not None:
             for side in ("baseline", "treatment"):
                 if (arm := getattr(self.verdict, side)) not in self.arms:
@@ -415,6 +425,17 @@ def _objective_problems(objective: Objective, decision: Decision) -> Iterator[Pr
     if objective.direction != better:
         message = f"expected {better} for {objective.metric}, got {objective.direction}"
         yield Problem("objective.direction", message)
+
+
+def _arm_name_problems(arms: Mapping[str, Any]) -> Iterator[Problem]:
+    """An evaluation has to tell the arms from what it holds against them."""
+    for arm in arms:
+        further = _FURTHER.fullmatch(arm)
+        if arm in _BASELINES:
+            yield Problem(f"arms.{arm}", "expected another name, got that of a baseline of every evaluation")
+        elif further and further[1] in arms:
+            message = f"expected another name, got that of a further configuration of {further[1]} in an evaluation"
+            yield Problem(f"arms.{arm}", message)
 
 
 def _overlay_problems(

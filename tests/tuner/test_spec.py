@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from models import get_trainer
+from models.baselines import BASELINES
 from models.trainer import Decision, FrozenModel, InputError, Problem
+from tuner import spec as spec_module
 from tuner.spec import Objective, PrunerSpec, Spec, SpecError, VerdictSpec, check_spec, differences, load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -425,6 +427,17 @@ def test_scalars_are_those_of_yaml_1_2(small: Path):
             "verdict: {baseline: single, treatment: single}\narms:\n",
             ":12: verdict.treatment: expected another arm than the baseline, got 'single' twice",
         ),
+        ("  both: {}", "  xgboost: {}", ":15: arms.xgboost: expected another name, got that of a baseline"),
+        (
+            "  both: {}",
+            "  single#2: {}",
+            ":15: arms.single#2: expected another name, got that of a further configuration of single",
+        ),
+        (
+            "  both: {}",
+            "  single/default: {}",
+            ":15: arms.single/default: expected another name, got that of a further configuration of single",
+        ),
         ("arms:\n", "gate: {max_ece: 2}\narms:\n", ":12: gate.max_ece: expected a number of at most 1, got 2"),
         ("arms:\n", "gate: {champ: true}\narms:\n", ":12: gate.champ: unknown key: "),
         ("arms:\n", "replicate: true\narms:\n", ":12: replicate: expected no space, as nothing is searched"),
@@ -737,6 +750,10 @@ def test_replicates_are_never_pruned(small: Path):
 
 
 # -- small things -------------------------------------------------------------------------------------------
+
+
+def test_the_baselines_that_no_arm_is_called_like_are_those_of_an_evaluation():
+    assert spec_module._BASELINES == BASELINES
 
 
 def test_a_specification_without_arms_has_one(small: Path):
