@@ -75,7 +75,7 @@ def write_document(
             "base_rate": rows.n_positive / len(rows.labels),
         },
         "looks": findings.looks,
-        "arms": _arms(findings, plan, store.runs(fits.id), measured, fits.spec.seed_of),
+        "arms": _arms(findings, plan, store.runs(fits.id), measured, fits.spec.seed_of, decision.task),
         "left_out": list(findings.left_out),
         "comparisons": _comparisons(findings, study, plan),
         "verdict": _verdict(findings, study),
@@ -127,13 +127,13 @@ def _trained(findings: Findings) -> list[Fit]:
 
 def _arms(
     findings: Findings, plan: Any, runs: Sequence[RunRow], measured: Mapping[int, Sequence[MeasurementRow]],
-    seed_of: Callable[[int], int],
+    seed_of: Callable[[int], int], task: str,
 ) -> dict[str, Any]:  # fmt: skip
     planned, found = {arm.name: arm for arm in plan.arms}, {}
     for name, fits in findings.judged.items():
         arm = planned.get(name)
         complete = {fit.number for fit in fits}
-        entries = [_complete_entry(fit, findings.valid[fit.model.name], measured) for fit in fits]
+        entries = [_complete_entry(fit, findings.valid[fit.model.name], measured, task) for fit in fits]
         entries += [
             _other_entry(run, seed_of(run.number)) for run in runs if run.arm == name and run.number not in complete
         ]
@@ -149,13 +149,15 @@ def _arms(
     return found
 
 
-def _complete_entry(fit: Fit, valid: OnValid, measured: Mapping[int, Sequence[MeasurementRow]]) -> dict[str, Any]:
+def _complete_entry(
+    fit: Fit, valid: OnValid, measured: Mapping[int, Sequence[MeasurementRow]], task: str
+) -> dict[str, Any]:
     steps = measured[fit.number] if fit.number is not None else ()
     return {
         "number": fit.number,
         "seed": fit.seed,
         "state": "complete",
-        "best_step": fit.run.best_step if fit.run else None,
+        "best_step": kept_step(steps, task),
         "n_steps": len(steps) if fit.run else None,
         "elapsed_s": steps[-1].elapsed_s if steps else None,
         "valid_pr_auc": valid.pr_auc,
@@ -165,6 +167,12 @@ def _complete_entry(fit: Fit, valid: OnValid, measured: Mapping[int, Sequence[Me
         "calibrator": valid.calibrator.as_json(),
         "smearing": {task: dict(how) for task, how in valid.smearing.items()},
     }
+
+
+def kept_step(rows: Sequence[MeasurementRow], task: str) -> int | None:
+    """The step whose weights are scored: the best by PR-AUC on valid, whatever the objective of the search is."""
+    values = {row.step: row.metrics[name] for row in rows if (name := f"valid/{task}/{METRIC}") in row.metrics}
+    return max(values, key=lambda step: (values[step], -step), default=None)
 
 
 def _other_entry(run: RunRow, seed: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from storage.runs import Store
 from tests.tuner import judged_study
 from tests.tuner.judged_study import Evaluated, JudgedTrainer, world
 from tuner import verdict
-from tuner.document import mean_cosines, training_curves
+from tuner.document import kept_step, mean_cosines, training_curves
 from tuner.fits import Rows, importance, on_valid
 from tuner.fits import scores_of as scores_of_fit
 from tuner.scoring import find_checkpoint
@@ -572,6 +572,14 @@ def test_training_curves_keep_their_steps_where_a_value_is_missing():
     assert training_curves(rows, "t") == {
         "steps": [0, 3], "loss": {"a": [0.5, None], "b": [None, 0.2]}, "valid_pr_auc": [0.1, None],
     }  # fmt: skip
+
+
+def test_the_step_that_is_named_is_that_of_the_weights_and_not_of_the_objective():
+    found = [{"valid/t/pr_auc": x, "valid/t/loss": y} for x, y in ((0.1, 0.9), (0.4, 0.8), (0.4, 0.3), (0.2, 0.1))]
+    rows = [MeasurementRow(step, metrics, 1.0, 1) for step, metrics in enumerate(found)]
+    assert kept_step(rows, "t") == 1
+    assert kept_step(rows, "other") is None
+    assert kept_step([], "t") is None
 
 
 def test_importance_of_one_seed_has_no_spread_and_of_no_part_is_none():
