@@ -58,6 +58,9 @@ def models(model: str | None, storage: str | None, runs: str, form: str) -> int:
     if form == "json":
         click.echo(formats.to_json([vars(row) for row in rows]))
         return 0
+    if not rows and form == "table":
+        click.echo("no models yet; `tuner evaluate` makes one")
+        return 0
     formats.print_table("models", *_model_rows(rows), form)
     if history and form == "table":
         told = [
@@ -114,8 +117,11 @@ def promote(
 @runs_option
 def rollback(model: str, storage: str | None, runs: str) -> int:
     """Take back the newest promotion: the former champion serves again."""
-    from tuner.registry import get_model
+    from models.trainer import InputError
+    from tuner.registry import get_model, parse_reference
 
+    if parse_reference(model)[1] is not None:
+        raise InputError(f"--model: expected NAME alone, for its champion is what steps back; got {model!r}")
     with _store(storage, runs, read_only=False) as store:
         former = get_model(store, model)
         champion = store.rollback(former.name, former.version)

@@ -50,9 +50,8 @@ def choose_devices(devices: str, workers: int | None) -> list[str]:
         chosen = [name.strip() for name in devices.split(",")]
         for name in chosen:
             if name not in ["cpu", *cuda]:
-                raise InputError(
-                    f"--devices: expected auto, cpu or some of {', '.join(['cpu', *cuda])}, got {name!r}"
-                )
+                there = f"cpu or some of {', '.join(['cpu', *cuda])}" if cuda else "cpu (there is no GPU)"
+                raise InputError(f"device: expected auto, {there}, got {name!r}")
     if workers is not None:
         if workers < 1:
             raise InputError(f"--workers: expected at least 1, got {workers}")

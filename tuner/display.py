@@ -201,9 +201,11 @@ def _chosen_lines(summary: StudySummary) -> list[str]:
     if summary.gain_over_default is not None:
         default = summary.defaults[chosen.arm]
         lines.append(f"gain over its arm's default (trial {default.number}): {summary.gain_over_default:+.4g}")
-    changes = config_changes(summary, chosen)
-    lines.append(f"config against the default of {chosen.arm}:" + ("" if changes else " no difference"))
-    return [*lines, *(f"  {change}" for change in changes), f"threshold: {threshold_text(chosen)}"]
+    if not summary.spec.replicate:
+        changes = config_changes(summary, chosen)
+        lines.append(f"config against the default of {chosen.arm}:" + ("" if changes else " no difference"))
+        lines += [f"  {change}" for change in changes]
+    return [*lines, f"threshold: {threshold_text(chosen)}"]
 
 
 def best_lines(summary: StudySummary, runs: Path) -> str:

@@ -52,7 +52,8 @@ def predict(
 
     Args:
         version: what stands in `model_version`.
-        out: a Parquet file that is not there; one that is gets replaced with `force` alone.
+        out: a Parquet file that is not there; one that is gets replaced with `force` alone, one of
+            the source never.
         progress: called after every batch with the rows done and those of the whole source (None: not known).
 
     Guarantees:
@@ -65,6 +66,8 @@ def predict(
     _check_out(out, force)
     if not source.exists():
         raise InputError(f"{source}: expected a file or folder to score, got nothing; name one with --data")
+    if out.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"{out}: expected a file that is no part of {source}, the data; name another --out")
     trainer = get_trainer(model.trainer)
     batches = trainer.score(model.path, source, cache, device, batch_rows)
     n_rows, n_selected = 0, 0
@@ -151,6 +154,8 @@ def _check_out(out: Path, force: bool) -> None:
         raise InputError(f"{out}: expected a file to write, got a folder; name a file with --out")
     if out.exists() and not force:
         raise InputError(f"{out}: expected no such file, got one; --force replaces it")
+    if out.suffix != ".parquet":
+        raise InputError(f"{out}: expected a name that ends in .parquet, for that is what is written")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: expected a folder to write to, got none; make it, or name another --out")
 

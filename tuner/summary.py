@@ -81,7 +81,10 @@ class StudySummary:
 
     @property
     def gain_over_default(self) -> float | None:
-        """Objective of the chosen trial minus that of the default config of its own arm."""
+        """Objective of the chosen trial minus that of the default config of its own arm; None where nothing is
+        searched, and only seeds differ."""
+        if self.spec.replicate:
+            return None
         chosen = self.chosen
         default = self.defaults.get(chosen.arm) if chosen else None
         if chosen is None or default is None or chosen.value is None or default.value is None:

@@ -39,7 +39,7 @@ class TestDevices:
     @pytest.mark.parametrize(("devices", "workers"), [("cuda:7", None), ("gpu", None), ("cpu", 0), ("cpu", -1)])
     def test_others_are_refused(self, devices: str, workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("models.cuda_devices", lambda: ["cuda:0"])
-        with pytest.raises(InputError, match=r"--(devices|workers): expected"):
+        with pytest.raises(InputError, match=r"(device|--workers): expected"):
             choose_devices(devices, workers)
 
 

@@ -144,6 +144,13 @@ def test_summary_of_a_feasible_study(done: StudySummary) -> None:
     ]
 
 
+def test_fits_that_differ_by_their_seed_are_compared_with_no_default(done: StudySummary) -> None:
+    fits = replace(done, spec=done.spec.model_copy(update={"replicate": True}))
+    text = display.summary_text(fits, Path("runs"))
+    assert "default" not in text
+    assert "best: trial" in text
+
+
 def test_changes_are_those_against_the_default_of_the_arm(done: StudySummary) -> None:
     assert display.config_changes(done, done.defaults["b"]) == []
     trial = next(t for t in done.trials if t.arm == "b" and t.number > 1)

@@ -185,6 +185,20 @@ class TestOut:
         run(model, source, out, force=True)
         assert pq.read_table(out).num_rows == N_ROWS
 
+    def test_what_is_read_is_never_replaced(
+        self, model: ModelFolder, source: Path, out: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "rows"
+        folder.mkdir()
+        there = source.rename(folder / "rows.parquet")
+        before = there.read_bytes()
+        link = tmp_path / "link.parquet"
+        link.symlink_to(there)
+        for data, place in ((there, there), (folder, there), (there, link)):
+            with pytest.raises(InputError, match="no part of"):
+                run(model, data, place, force=True)
+        assert there.read_bytes() == before
+
     def test_one_that_comes_meanwhile_stays(self, model: ModelFolder, source: Path, out: Path) -> None:
         with pytest.raises(InputError, match="that somebody made meanwhile"):
             run(model, source, out, progress=lambda *_: out.write_text("theirs"))
@@ -206,6 +220,7 @@ class TestOut:
         [
             ("out", "expected a file to write, got a folder"),
             ("none/p.parquet", "expected a folder to write to, got none"),
+            ("p.csv", "expected a name that ends in .parquet"),
         ],
     )
     def test_no_place_for_it(

@@ -486,7 +486,8 @@ class TestCommands:
             2,
             "model s: expected one in the registry, got none; there is no model yet; `tuner evaluate` makes one\n",
         )  # fmt: skip
-        assert tuner("models")[0] == 0
+        assert tuner("models")[:2] == (0, "no models yet; `tuner evaluate` makes one\n")
+        assert tuner("models", "--format", "json")[:2] == (0, "[]\n")
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -497,6 +498,7 @@ class TestCommands:
             (["promote", "--model", "s:9"], "expected version 9, got none; there is s:1 (candidate)"),
             (["promote", "--model", "s:0"], "expected NAME or NAME:VERSION, got 's:0'"),
             (["promote", "--study", "t"], "study 't' is not in"),
+            (["rollback", "--model", "s:1"], "--model: expected NAME alone, for its champion is what steps back"),
             (
                 ["rollback", "--model", "s"],
                 "expected a champion, got none; there is s:1 (candidate); `tuner promote`",
