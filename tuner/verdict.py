@@ -220,7 +220,8 @@ class _Conclusion:
             if fit is None or fit.model.checksum != nominee["checkpoint"]:
                 raise InputError(
                     f"evaluation {self.evaluation.name}: expected the checkpoint of its nominee (fit "
-                    f"{nominee['number']}, {nominee['checkpoint'][:12]}), got another; it was damaged or replaced"
+                    f"{nominee['number']}, {nominee['checkpoint'][:12]}), got another: it was damaged or replaced; "
+                    "restore it, or begin another evaluation with another --top"
                 )
             self.say(f"nominee: {fit.title}, PR-AUC {nominee['valid_pr_auc']:.4f} on valid")
         return fixed
