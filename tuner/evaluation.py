@@ -259,9 +259,10 @@ class _Evaluation:
             return False
         ended = sum(trial.ended for trial in fits.recover())
         if ended < plan.n_fits:
+            self._tell_of_failures(fits)
             raise RunFailed(
-                f"evaluation {fits.name}: expected {plan.n_fits} ended fits, got {ended}: it was stopped by "
-                f"`tuner stop`; the same command goes on"
+                f"evaluation {fits.name}: expected {plan.n_fits} ended fits, got {ended}: it was stopped, by "
+                "`tuner stop` or after too many failures in a row; the same command goes on"
             )
         return True
 

@@ -27,7 +27,7 @@ from tuner.crew import RunFailed
 from tuner.evaluation import EvaluateOptions, evaluate, newest_document
 from tuner.plan import Plan, make_plan, overlay_to, spec_of_fits
 from tuner.spec import check_spec
-from tuner.study import Study
+from tuner.study import Study, TooManyFailures
 from tuner.tree import merge
 from tuner.worker import Worker, WorkerOptions
 from tuner.worker_process import load_data
@@ -463,6 +463,34 @@ def test_without_devices_it_waits_for_the_service(
     assert (code, len(visits)) == (0, 2)
     assert said.has("workers: those of the service")
     assert len(concluded.given) == 1
+
+
+def test_who_waits_is_told_why_the_service_gave_up(
+    searched: Path, concluded: Conclusions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.toy import ToyTrainer
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no memory at all")
+
+    class Visited(evaluation.Watch):
+        def tick(self) -> None:
+            database, runs = Database(url(searched)), searched / "runs"
+            fits = Study.open(database, "toy.evaluation-1")
+            try:
+                work_off(fits, WorkerOptions("cpu", str(runs), str(runs / "cache")))
+            except TooManyFailures:  # as a worker of the service does
+                fits.store.stop_study(fits.id, "drain")
+            database.close()
+
+    monkeypatch.setattr(ToyTrainer, "fit", broken)
+    monkeypatch.setattr(evaluation, "WAIT_POLL_S", 0.0)
+    monkeypatch.setattr(evaluation, "POLL_S", 0.0)
+    monkeypatch.setattr(evaluation, "Watch", Visited)
+    said = Said()
+    with pytest.raises(RunFailed, match=r"expected 6 ended fits, got 4: .* too many failures in a row"):
+        evaluate(options_of(searched, devices="none"), said)
+    assert said.has("failed: RuntimeError: no memory at all")
 
 
 def test_who_waits_can_be_interrupted(
