@@ -64,7 +64,7 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
 
 def _without_verdict(document: Mapping[str, Any]) -> str:
     arm = document["nominees"][0]["arm"] if document["nominees"] else next(iter(document["arms"]))
-    return f"{arm} reaches a PR-AUC of {spread(metric(document, arm, 'pr_auc'))} on {document['task']}"
+    return f"the arm {arm} reaches a PR-AUC of {spread(metric(document, arm, 'pr_auc'))} on {document['task']}"
 
 
 def _promise(document: Mapping[str, Any]) -> str:

@@ -173,6 +173,10 @@ def test_a_broken_promise_is_told_wherever_the_certificate_is() -> None:
     )
 
 
+def test_an_arm_keeps_its_name_where_the_conclusion_begins_with_it() -> None:
+    assert conclusion(without_verdict()).startswith("The arm single_task_income reaches a PR-AUC of ")
+
+
 def test_of_several_nominees_the_conclusion_is_about_the_one_that_is_registered() -> None:
     document = census_document()
     (issued,) = document["nominees"]
