@@ -141,14 +141,15 @@ def parallel(summary: StudySummary, shares: Mapping[str, float]) -> Figure | Mis
     names = {float(i): axis.path for i, axis in enumerate(axes)} | {float(len(axes)): summary.spec.objective.metric}
     texts = [text for i, axis in enumerate(axes) for text in _axis_texts(i, axis, shown)]
     texts += [(len(axes), -0.07, figure(ends[0])), (len(axes), 1.07, figure(ends[1]))]
+    order_told, most = (", from the most important", "the {} most important") if shares else ("", "{}")
     panel = Curves(
-        "Settings", "Setting, from the most important; last the objective", "Place between lowest and highest",
+        "Settings", f"Setting{order_told}; last the objective", "Place between lowest and highest",
         [curve for curve in curves if curve.x], x_range=(-0.4, len(axes) + 0.4), y_range=(-0.28, 1.16),
         x_ticks=names, y_ticks={_UNSET: "not set", 0.0: "low", 1.0: "high"}, texts=texts,
     )  # fmt: skip
     more = f" (the best {len(shown)} of {len(ranked)})" if len(shown) < len(ranked) else ""
     caption = (
-        f"One line for each complete trial{more} over the {len(axes)} most important of {len(dimensions)} searched "
+        f"One line for each complete trial{more} over {most.format(len(axes))} of {len(dimensions)} searched "
         "settings; logarithmic where the search was. “Not set”: the setting plays no part in that trial."
     )
     return Figure(key, title, caption, findings.on_parallel(shown[:n_best], axes), [panel])

@@ -46,6 +46,7 @@ MAX_BODY_BYTES = 1_000_000
 MANY = 200
 _SHOWN = ("precision", "precision_bound", "recall", "threshold")
 _STUDY = re.compile(r"/api/studies/(\d+)(/rename)?")
+_IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances")
 _TELL = re.compile(r"/api/trials/(\d+)/tell")
 
 
@@ -231,6 +232,10 @@ class _Shown:
         elif method == "GET" and (study := _STUDY.fullmatch(path)):
             change = _without_best if self._hides_best(int(study[1])) else bytes
             return self._changed(environ, start_response, change)
+        elif method == "GET" and (study := _IMPORTANCES.fullmatch(path)) and self._searches_nothing(int(study[1])):
+            # An evaluation's fits; optuna-dashboard would divide by the number of searched values.
+            answer = HTTPResponse(b'{"param_importances": [[]]}', 200, {"Content-Type": "application/json"})
+            return send(answer, start_response)
         return self._app(environ, start_response)
 
     def _hides_best(self, study_id: int) -> bool:
@@ -238,6 +243,12 @@ class _Shown:
             single = len(self._storage.get_study_directions(study_id)) == 1
             return single and self._storage.feasible_best(study_id) is None
         except KeyError:
+            return False
+
+    def _searches_nothing(self, study_id: int) -> bool:
+        try:
+            return not any(trial.params for trial in self._storage.get_all_trials(study_id, deepcopy=False))
+        except KeyError:  # no such study: optuna-dashboard says so
             return False
 
     def _parts(self, method: str, path: str) -> str | None:

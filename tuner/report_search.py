@@ -67,7 +67,7 @@ def on_parallel(best: Sequence[TrialSummary], axes: Sequence[Dimension]) -> list
             low, high = min(values), max(values)
             ends = setting(low) if low == high else f"{setting(low)} to {setting(high)}"
             narrow.append(f"{axis.path} {ends}")
-    place = counted(len(best), "best trial")
+    place = "best trial" if len(best) == 1 else f"{len(best)} best trials"
     return [f"In the {place}: {listed(narrow)}." if narrow else f"The {place} set none of these."]
 
 

@@ -37,10 +37,12 @@ HALF_FEASIBLE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`toy`: its default is the best of all and infeasible; `hard`: nothing is feasible."""
+    """`toy`: its default is the best of all and infeasible; `hard`: nothing is feasible; `fits`: no search."""
     folder = tmp_path_factory.mktemp("dashboard")
     make_study(folder, **HALF_FEASIBLE)
     make_study(folder, "hard", n_trials=3, config={**HALF_FEASIBLE["config"], "y": 0.1})
+    nothing = {"space": {}, "sampler": {"name": "random"}, "pruner": {"name": "none"}}
+    make_study(folder, "fits", **{**HALF_FEASIBLE, "n_trials": 3, "replicate": True, **nothing})
     return folder
 
 
@@ -143,6 +145,12 @@ def test_importances_and_csv(port: int) -> None:
     status, body = ask(port, f"/csv/{number}")
     assert status == 200
     assert body.count(b"\n") == 13
+
+
+def test_fits_that_differ_by_their_seed_have_no_importances(port: int) -> None:
+    number = study_id(port, "fits")
+    assert ask(port, f"/api/studies/{number}/param_importances") == (200, {"param_importances": [[]]})
+    assert ask(port, "/api/studies/999/param_importances")[0] == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])

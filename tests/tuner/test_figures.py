@@ -202,3 +202,15 @@ def test_wrapping_keeps_every_letter_and_the_width(name: str, width: int) -> Non
     lines = wrapped(name, width).split("\n")
     assert "".join(lines).replace(" ", "") == name.replace(" ", "")
     assert all(len(line) <= width for line in lines)
+
+
+def test_settings_are_called_important_only_where_their_importance_is_known() -> None:
+    said = []
+    for n_trials in (MIN_TRIALS - 2, 50):
+        (found,) = (f for f in search_figures(search_summary("mvp13", n_trials)) if f.key == "parallel_coordinates")
+        assert isinstance(found, Figure)
+        (panel,) = found.panels
+        assert isinstance(panel, Curves)
+        said.append(("most important" in found.caption, "most important" in panel.x_label))
+        assert n_trials == 50 or found.observations[0].startswith("In the best trial: ")
+    assert said == [(False, False), (True, True)]
