@@ -194,8 +194,8 @@ def test_each_call_is_one_transaction(store: Store, study: int) -> None:
         store.finish_evaluation(row.id, {})
         store.close_look(store.open_look("d", "test", "s", "e", "m").id)
         store.issue_certificate(store.open_certificate("d", "s", "e", "m", lambda n: 0.1).id, {})
-        store.looks("d"), store.certificates("d"), store.evaluations(study)
-    assert counter.transactions == 10
+        store.looks("d"), store.looked_by("s"), store.certificates("d"), store.evaluations(study)
+    assert counter.transactions == 11
 
 
 def create_evaluation(_index: int, url: str, study: int) -> bool:
