@@ -22,6 +22,7 @@ from models.calibration import reliability
 from models.verdict import fresh_probability, judge
 from storage.rows import AttemptRow, EvaluationRow, MeasurementRow, RunRow
 from tuner.fits import Fit, OnValid, Rows, best_fit
+from tuner.report import SPECIFICATION
 from tuner.study import Study
 
 FORMAT = 1
@@ -334,7 +335,7 @@ def _cost(search: Sequence[AttemptRow], evaluation: Sequence[AttemptRow]) -> dic
 
 
 def _reproduce(study: Study, plan: Any) -> list[str]:
-    """The commands that lead here, on the same data."""
+    """The commands that lead here, on the same data, from the specification that a report has beside it."""
     spec, name = study.spec, study.name
     row = study.store.get_study(study.id)
     data = json.loads(row.data)
@@ -343,7 +344,7 @@ def _reproduce(study: Study, plan: Any) -> list[str]:
     top = max(arm.rank for arm in plan.arms if arm.kind == "searched")
     counts = f"--seeds {plan.seeds} --top {top} --nominees {plan.nominees} --replicates {plan.n_replicates}"
     return [
-        f"tuner run --study {spec.study}{called} --n-trials {row.n_trials} --seed {spec.seed}{given}",
+        f"tuner run --study {SPECIFICATION}{called} --n-trials {row.n_trials} --seed {spec.seed}{given}",
         f"tuner evaluate --study {name} {counts}{given}",
         f"tuner report --study {name}",
     ]

@@ -14,6 +14,7 @@ from tuner.spec import STUDY_NAME
 from tuner.summary import StudySummary, as_json
 
 FORMAT = 1  # of an evaluation's document
+SPECIFICATION = "specification.yaml"  # what ran, beside the report
 _RESERVED = frozenset({"single_task", "delta", "top_k_is", "evaluation", "search"})
 
 
@@ -28,7 +29,7 @@ def write_report(document: Mapping[str, Any], summary: StudySummary, out: Path) 
         summary: the study that was searched.
 
     Returns:
-        The files: results.json, report.md, report.html, then the figures.
+        The files: results.json, report.md, report.html, specification.yaml, then the figures.
 
     Raises:
         InputError: the document has another format.
@@ -46,8 +47,9 @@ def write_report(document: Mapping[str, Any], summary: StudySummary, out: Path) 
     from tuner.report_page import make_page
 
     study, page = document["study"], make_page(document, summary)
-    files = [out / "results.json", out / "report.md", out / "report.html"]
+    files = [out / name for name in ("results.json", "report.md", "report.html", SPECIFICATION)]
     texts = [to_json(results(document, summary)) + "\n", markdown_report(page, study), html_report(page)]
+    texts.append(summary.spec.to_yaml())
     try:
         (out / "img").mkdir(parents=True, exist_ok=True)
         for figure in page.figures:

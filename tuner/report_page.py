@@ -112,7 +112,15 @@ def make_page(document: Mapping[str, Any], summary: StudySummary) -> Page:
         Section("Configuration", list(_configurations(document, summary))),
         Section("Fits", list(_fits(document))),
         Section("Cost and versions", list(_cost(document))),
-        Section("How to reproduce", [Code(document["reproduce"])]),
+        Section(
+            "How to reproduce",
+            [
+                Paragraph(
+                    "specification.yaml, beside this report, is what ran, with every value that a flag has set."
+                ),
+                Code(document["reproduce"]),
+            ],
+        ),
     ]
     number = document["number"]
     finished = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(document["finished_at"] or 0.0))
@@ -205,22 +213,28 @@ def _models(document: Mapping[str, Any], wanted: Mapping[str, str], what: str) -
 
 
 def _amounts(document: Mapping[str, Any]) -> Iterator[Block]:
-    """Errors of amounts, before and after the smearing correction."""
-    ends = ("_mae_raw", "_mae", "_rmse_raw", "_rmse", "_bias_raw", "_bias")
+    """Errors of amounts; of those that smearing corrects also the errors before it."""
+    columns = {"_mae": "MAE", "_rmse": "RMSE", "_bias": "Bias"}
     known = {name for arm in document["arms"].values() for name in arm["metrics"]}
     tasks = sorted(name.removesuffix("_mae") for name in known if name.endswith("_mae"))
     for task in tasks:
+        arms = [arm for arm in document["arms"] if metric(document, arm, f"{task}_mae")]
+        raw = any(_differ(document, arm, task + end) for arm in arms for end in columns)
+        shown = {end + kind: name + kind.replace("_", " ") for end, name in columns.items()
+                 for kind in (("_raw", "") if raw else ("",))}  # fmt: skip
         rows = [
-            [arm, *(spread(metric(document, arm, task + end), signed="bias" in end) for end in ends)]
-            for arm in document["arms"]
-            if metric(document, arm, f"{task}_mae")
+            [arm, *(spread(metric(document, arm, task + end), signed="bias" in end) for end in shown)]
+            for arm in arms
         ]
-        columns = ["Model", "MAE raw", "MAE", "RMSE raw", "RMSE", "Bias raw", "Bias"]
-        yield Table(
-            columns, rows,
-            f"Errors of {task} in its own unit, raw and after the smearing correction fitted on valid; "
-            f"{interval_text(document)}.",
-        )  # fmt: skip
+        corrected = ", raw and after the smearing correction fitted on valid" if raw else ""
+        caption = f"Errors of {task} in its own unit{corrected}; {interval_text(document)}."
+        yield Table(["Model", *shown.values()], rows, caption)
+
+
+def _differ(document: Mapping[str, Any], arm: str, name: str) -> bool:
+    """Whether smearing has changed an error of an amount."""
+    raw, corrected = (metric(document, arm, end) for end in (f"{name}_raw", name))
+    return raw is not None and (corrected is None or raw["value"] != corrected["value"])
 
 
 def _left_out(document: Mapping[str, Any]) -> Iterator[Block]:

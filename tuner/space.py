@@ -95,6 +95,17 @@ class Space(FrozenModel):
 
     dimensions: tuple[Dimension, ...] = ()
 
+    def as_tree(self) -> dict[str, Any]:
+        """The space as the YAML writes it."""
+        tree: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            *above, last = dimension.path.split(".")
+            below = tree
+            for key in above:
+                below = below.setdefault(key, {})
+            below[last] = dimension.as_leaf()
+        return tree
+
     @classmethod
     def from_tree(cls, tree: Any) -> Space:
         """The space written as `tree`. Raises InputError naming every fault."""

@@ -6,6 +6,7 @@ models. Both tell every fault at once, each with file, line and dotted path.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from models import TRAINERS, get_trainer
@@ -242,6 +244,14 @@ class Spec(FrozenModel):
         """The specification as text for the database, which holds no path: data are known by their content.
         `from_json` gives back an equal one, but for that."""
         return self.model_dump_json(exclude={"data": {"path"}})
+
+    def to_yaml(self) -> str:
+        """The specification as a file that `load_spec` reads: what ran, also where a flag had changed the YAML. Its
+        data have a path that says nothing."""
+        tree = json.loads(self.to_json())
+        tree["data"] = {"path": f"data/{self.study}", **tree["data"]}
+        tree["space"] = self.space.as_tree()
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
 
     @classmethod
     def from_json(cls, text: str) -> Spec:

@@ -27,6 +27,7 @@ from tuner.report_html import html_report
 from tuner.report_markdown import markdown_report
 from tuner.report_page import make_page
 from tuner.report_text import conclusion, implications, verdict_lines
+from tuner.spec import load_spec
 
 NAMES = (
     *(
@@ -51,7 +52,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
 
 def test_every_file_is_there_and_no_other(written: tuple[Path, list[Path]]) -> None:
     out, files = written
-    expected = ["results.json", "report.md", "report.html", *(f"img/mvp13_{name}.png" for name in NAMES)]
+    texts = ["results.json", "report.md", "report.html", "specification.yaml"]
+    expected = [*texts, *(f"img/mvp13_{name}.png" for name in NAMES)]
     assert sorted(str(path.relative_to(out)) for path in files) == sorted(expected)
     assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(files)
 
@@ -346,3 +348,20 @@ def test_no_field_of_a_sentence_is_left_unfilled() -> None:
             assert "{" not in text
             assert "None" not in text
             assert "nan" not in re.sub(r"got nan|n_?ominan|financ|nancy", "", text.lower())
+
+
+def test_the_specification_beside_the_report_is_the_one_that_ran(written: tuple[Path, list[Path]]) -> None:
+    assert load_spec(str(written[0] / "specification.yaml")).to_json() == search_summary("mvp13").spec.to_json()
+
+
+def test_errors_before_smearing_are_shown_where_it_has_changed_them() -> None:
+    document = mvp13_document()
+    for changed in (True, False):
+        if not changed:
+            for arm in document["arms"].values():
+                for name in [name for name in arm["metrics"] if name.endswith("_raw") and "gift_amount" in name]:
+                    arm["metrics"][name] = arm["metrics"][name.removesuffix("_raw")]
+        markdown = markdown_report(make_page(document, search_summary("mvp13")), "mvp13")
+        assert ("| Model | MAE raw | MAE | RMSE raw | RMSE | Bias raw | Bias |" in markdown) == changed
+        assert ("| Model | MAE | RMSE | Bias |" in markdown) != changed
+        assert ("smearing correction fitted on valid" in markdown) == changed

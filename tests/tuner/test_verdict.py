@@ -277,6 +277,7 @@ def test_leak_training_and_cost_come_from_features_and_stored_rows(whole):
         assert document["cost"][name] == pytest.approx(sum(a.released_at - a.claimed_at for a in attempts))
     assert document["gradient_cosine"] is None
     counts = "--seeds 3 --top 1 --nominees 1 --replicates 200"
+    assert document["reproduce"][0].startswith("tuner run --study specification.yaml ")
     assert document["reproduce"][1] == f"tuner evaluate --study judged {counts} --data PATH"
 
 
