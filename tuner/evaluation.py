@@ -99,13 +99,17 @@ def evaluate(options: EvaluateOptions, observer: Observer) -> tuple[dict[str, An
 
 def _name_of(database: Database, options: EvaluateOptions) -> str:
     name = find_name(database, options.study, options.name)
-    if Store(database).find_evaluation(name) is not None:
+    _refuse_fits(Store(database), name)
+    return name
+
+
+def _refuse_fits(store: Store, name: str) -> None:
+    if store.find_evaluation(name) is not None:
         of = EVALUATION_NAME.fullmatch(name)
         raise InputError(
             f"study {name!r}: expected a study that was searched, got the fits of an evaluation; "
             f"use --study {of[1] if of else 'of the search'}"
         )
-    return name
 
 
 class _Evaluation:
@@ -290,12 +294,13 @@ def newest_document(database: Database, study: str, number: int | None = None) -
     """The document of a study's newest finished evaluation, or of one of them.
 
     Raises:
-        InputError: there is none. StorageError: no such study.
+        InputError: there is none, or the study is the fits of one. StorageError: no such study.
     """
     store = Store(database)
     row = store.find_study(study)
     if row is None:
         raise StorageError(f"storage: study {study!r} is not in {database!r}")
+    _refuse_fits(store, study)
     rows = store.evaluations(row.id)
     ended = [row for row in rows if row.document is not None and number in (None, row.number)]
     if ended:

@@ -286,12 +286,14 @@ def test_an_evaluation_that_has_ended_trains_nothing(searched: Path, concluded: 
     assert steps(searched) == before
     assert said.has("it has ended before")
     assert newest(searched) == first
+    with pytest.raises(InputError, match="got the fits of an evaluation; use --study toy"):
+        newest(searched, study="toy.evaluation-1")
 
 
-def newest(folder: Path, number: int | None = None) -> Mapping[str, Any]:
+def newest(folder: Path, number: int | None = None, study: str = "toy") -> Mapping[str, Any]:
     database = Database(url(folder))
     try:
-        return newest_document(database, "toy", number)
+        return newest_document(database, study, number)
     finally:
         database.close()
 
