@@ -154,17 +154,26 @@ class Search:
             trial.set_user_attr("arm", self.arm_of(trial.number))
         return trial
 
-    def requeue(self, number: int) -> None:
-        """Put a RUNNING trial back in the queue under its own number, with all that it holds."""
-        self._set_state(number, TrialState.WAITING)
+    def requeue(self, number: int) -> bool:
+        """Put a RUNNING trial back in the queue under its own number, with all that it holds.
 
-    def fail(self, number: int) -> None:
-        """End a trial that nobody holds as failed."""
-        self._set_state(number, TrialState.FAIL)
+        Returns:
+            False where it has ended meanwhile: the last word of a worker that was killed, or whose lock went down
+            with the server, can arrive after everything that is read here.
+        """
+        return self._set_state(number, TrialState.WAITING)
 
-    def _set_state(self, number: int, state: TrialState) -> None:
+    def fail(self, number: int) -> bool:
+        """End a trial that nobody holds as failed; False where it has ended meanwhile."""
+        return self._set_state(number, TrialState.FAIL)
+
+    def _set_state(self, number: int, state: TrialState) -> bool:
         trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-        self.study._storage.set_trial_state_values(trial_id, state)
+        try:
+            self.study._storage.set_trial_state_values(trial_id, state)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
+        return True
 
     def suggest(self, trial: optuna.Trial, dimension: Dimension, default: Any) -> Any:
         """The value of one dimension: the stored one if the trial was asked before. Raises Fenced."""

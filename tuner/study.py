@@ -186,10 +186,10 @@ class Study:
             crashes = self.store.barren_crashes(self.id, number)
             if crashes >= MAX_BARREN_CRASHES:
                 failure = f"its worker process died {crashes} times in a row without a new checkpoint"
-                self.search.fail(number)
-                self.store.end_run(self.id, number, run.attempt, "failed", failure)
+                if self.search.fail(number):
+                    self.store.end_run(self.id, number, run.attempt, "failed", failure)
                 return
-        self.search.requeue(number)
+        self.search.requeue(number)  # one that has ended meanwhile is brought in step by the next `recover`
 
     def _end_row(self, run: RunRow, state: str) -> None:
         rows = self.store.measurements(self.id, [run.number])[run.number]

@@ -507,6 +507,33 @@ class TestCrashPoints:
         assert states(study) == ["waiting"]
         self.finish(study)
 
+    @pytest.mark.parametrize("n_crashes", [0, MAX_BARREN_CRASHES - 1])
+    def test_a_last_word_that_arrives_while_the_trial_is_taken_for_lost(
+        self, study: Study, monkeypatch: pytest.MonkeyPatch, n_crashes: int
+    ) -> None:
+        """A server ends what a killed client had begun; a lock goes down with the server, its client does not."""
+        for _ in range(n_crashes):
+            claim(study, new_worker(study, dead()))
+            study.recover(crashed=True)
+        claimed = claim(study, new_worker(study, dead()))
+        if not n_crashes:
+            measure(study, claimed, 0, 0.5)
+        held = study.store.held_runs
+
+        def late(*arguments: Any) -> Any:
+            fates = held(*arguments)
+            study.search.end(claimed.trial, "complete", 0.5, -0.1)
+            return fates
+
+        monkeypatch.setattr(study.store, "held_runs", late)
+        study.recover(crashed=True)
+        monkeypatch.undo()
+        study.recover()
+        run = study.store.runs(study.id)[0]
+        assert (states(study), run.failure, run.best_step) == (["complete"], None, None if n_crashes else 0)
+        assert run.ended_at is not None
+        assert study.is_over()
+
     def test_a_living_worker_is_left_alone(self, study: Study) -> None:
         claim(study)
         study.recover(judge_others=True, grace_s=-1.0, crashed=True)
