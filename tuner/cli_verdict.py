@@ -155,4 +155,5 @@ def _looks(looks: Mapping[str, int]) -> str:
     from tuner.report_findings import counted
 
     by_us = f"{counted(looks['n_looks'], 'look')} by this evaluation at {counted(looks['n_models'], 'model')}"
-    return f"{by_us}, {looks['repeated']} repeated; {looks['all_on_this_set']} by all evaluations of these data"
+    again = f"{counted(looks['repeated'], 'further look')} at the same" if looks["repeated"] else "none seen before"
+    return f"{by_us}, {again}; {looks['all_on_this_set']} by all evaluations of these data"

@@ -160,7 +160,7 @@ def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
         yield Tile(
             "Looks at test",
             f"{n_test['n_looks']:,}",
-            f"{n_test['n_models']:,} models, {n_test['repeated']:,} looked again",
+            f"{n_test['n_models']:,} models, {counted(n_test['repeated'], 'further look')} at them",
         )
 
 
@@ -295,7 +295,7 @@ def _looks(document: Mapping[str, Any]) -> Iterator[Block]:
         again = (
             "no model was looked at twice"
             if not test["repeated"]
-            else f"{counted(test['repeated'], 'look')} repeated an earlier one"
+            else f"the same models had {counted(test['repeated'], 'further look')}, here or elsewhere"
         )
         yield Paragraph(
             f"Test was opened {counted(test['n_looks'], 'time')} in this evaluation, for "

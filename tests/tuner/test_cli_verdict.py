@@ -45,6 +45,15 @@ def test_what_is_certified_is_told_with_its_threshold() -> None:
     assert not any("is certified at logit" in line for line in said(mvp13_document()))
 
 
+def test_looks_at_the_same_models_are_not_called_this_evaluations_own() -> None:
+    document = census_document()
+    by_us = f"{document['looks']['test']['n_looks']} looks by this evaluation"
+    for n, told in ((0, "none seen before"), (1, "1 further look at the same"), (6, "6 further looks at the same")):
+        document["looks"]["test"]["repeated"] = n
+        (line,) = (line for line in said(document) if line.startswith(f"test: {by_us}"))
+        assert told in line
+
+
 def test_ctrl_c_in_the_midst_of_judging_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,7 +265,7 @@ def test_looks_and_certificates_are_counted() -> None:
     assert "certificate number 2 on this calibrate set" in text
     document = mvp13_document()
     document["looks"]["test"]["repeated"] = 3
-    assert "3 looks repeated an earlier one" in markdown_report(
+    assert "the same models had 3 further looks, here or elsewhere" in markdown_report(
         make_page(document, search_summary("mvp13")), "mvp13"
     )
 
