@@ -80,6 +80,7 @@ def write_document(
         "left_out": list(findings.left_out),
         "comparisons": _comparisons(findings, study, plan),
         "verdict": _verdict(findings, study),
+        "former": _former(evaluation.document, plan),
         "tuning_gain": _tuning_gain(findings, plan),
         "reliability": _reliability(findings),
         "nominees": list(findings.nominees),
@@ -96,6 +97,22 @@ def write_document(
         "model": None,
     }
     return finite(document)
+
+
+def _former(document: Mapping[str, Any] | None, plan: Any) -> list[dict[str, Any]]:
+    """What this evaluation had answered before it went on, oldest first: whoever adds seeds because of an answer
+    that test gave has to be seen doing it."""
+    if document is None:
+        return []
+    if (document["seeds"], document["n_replicates"]) == (plan.seeds, plan.n_replicates):
+        return list(document.get("former", []))
+    answer = document["verdict"]
+    newest = {
+        "seeds": document["seeds"], "n_replicates": document["n_replicates"],
+        "finished_at": document["finished_at"],
+        "outcome": None if answer is None else answer["outcome"],
+    }  # fmt: skip
+    return [*document.get("former", []), newest]
 
 
 def finite(value: Any) -> Any:

@@ -86,6 +86,18 @@ def _promise(document: Mapping[str, Any]) -> str:
     return f"precision {target}{whose} is certified with confidence {confidence} at a recall of {recall}{kept}"
 
 
+def former_answers(document: Mapping[str, Any]) -> list[str]:
+    """What the same evaluation had answered before; one line, or none."""
+    former = document.get("former", [])
+    if not former:
+        return []
+    told = listed([f"{one['outcome'] or 'none'} with {one['seeds']} seeds" for one in former])
+    return [
+        f"This evaluation had answered before: {told}. It went on after test had been seen, which makes a decided "
+        "answer likelier than its interval says."
+    ]
+
+
 def verdict_lines(document: Mapping[str, Any]) -> list[str]:
     """What stands behind the conclusion's answer, and what the search itself has brought."""
     verdict, lines = document["verdict"], []
@@ -110,6 +122,7 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
         once = [arm for arm in (verdict["arm"], verdict["against"]) if _n_complete(document, arm) == 1]
         if once:
             lines.append(f"Trained with one seed, so that other seeds are not in the interval: {listed(once)}.")
+    lines += former_answers(document)
     gain = document["tuning_gain"]
     if gain is not None:
         lines.append(

@@ -28,6 +28,7 @@ from tuner import verdict
 from tuner.document import kept_step, mean_cosines, training_curves
 from tuner.fits import Rows, importance, on_valid
 from tuner.fits import scores_of as scores_of_fit
+from tuner.report_text import former_answers, verdict_lines
 from tuner.scoring import find_checkpoint
 from tuner.verdict import conclude
 
@@ -80,8 +81,8 @@ def test_the_document_has_the_parts_of_its_format_and_is_what_is_stored(whole):
     assert list(document) == [
         "format", "study", "evaluation", "number", "finished_at", "package_version", "versions", "data", "task",
         "decision", "confidence", "n_replicates", "seeds", "sample", "looks", "arms", "left_out", "comparisons",
-        "verdict", "tuning_gain", "reliability", "nominees", "leak", "gradient_cosine", "training", "importance",
-        "cost", "reproduce", "model",
+        "verdict", "former", "tuning_gain", "reliability", "nominees", "leak", "gradient_cosine", "training",
+        "importance", "cost", "reproduce", "model",
     ]  # fmt: skip
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text) == document
@@ -279,6 +280,21 @@ def test_leak_training_and_cost_come_from_features_and_stored_rows(whole):
     counts = "--seeds 3 --top 1 --nominees 1 --replicates 200"
     assert document["reproduce"][0].startswith("tuner run --study specification.yaml ")
     assert document["reproduce"][1] == f"tuner evaluate --study judged {counts} --data PATH"
+
+
+def test_an_evaluation_that_goes_on_tells_what_it_had_answered(evaluated: Evaluated, monkeypatch):
+    monkeypatch.setattr(verdict, "BASELINES", ("base_rate",))
+    evaluated.change_plan(n_replicates=20)
+    first = concluded(evaluated)
+    assert concluded(evaluated)["former"] == first["former"] == []
+    for n_replicates in (30, 40):
+        evaluated.change_plan(n_replicates=n_replicates)
+        document = concluded(evaluated)
+    assert [(one["seeds"], one["n_replicates"]) for one in document["former"]] == [(3, 20), (3, 30)]
+    assert document["former"][0]["outcome"] == first["verdict"]["outcome"]
+    (line,) = former_answers(document)
+    assert f"{first['verdict']['outcome']} with 3 seeds and" in line
+    assert line in verdict_lines(document)
 
 
 def test_looks_are_counted(whole):
