@@ -222,4 +222,5 @@ def filled(text: str, width: int) -> str:
 
 def cell(value: Number) -> str:
     """A number in a cell of a `Heat`."""
-    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+    # + 0.0 takes the sign off a zero that rounding made
+    return "–" if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tuner.verdict_document import census_document, mvp13_document, search_summary, without_verdict
-from tuner.figures import Bars, Curves, Figure, Heat, Missing, arm_colours, legend, tint, wrapped
+from tuner.figures import Bars, Curves, Figure, Heat, Missing, arm_colours, cell, legend, tint, wrapped
 from tuner.figures_html import plot
 from tuner.figures_png import draw_png
 from tuner.figures_search import importances, search_figures
@@ -214,3 +214,8 @@ def test_settings_are_called_important_only_where_their_importance_is_known() ->
         said.append(("most important" in found.caption, "most important" in panel.x_label))
         assert n_trials == 50 or found.observations[0].startswith("In the best trial: ")
     assert said == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(("value", "told"), [(-0.001, "0.00"), (-0.126, "−0.13"), (1.0, "1.00"), (None, "–")])
+def test_a_cell_has_no_negative_zero(value: float | None, told: str) -> None:
+    assert cell(value) == told
