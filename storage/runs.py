@@ -168,12 +168,21 @@ class Store(StudyStore, WorkerStore, EvaluationStore, ModelStore):
             connection.execute(runs.update().where(_is_run(study_id, number)).values(**changes))
         return sorted(deleted)
 
-    def name_upload(self, study_id: int, number: int, attempt: int, step: int) -> None:
-        """The checkpoint of a step of this attempt is in the artifact store. Raises Fenced."""
+    def name_upload(self, study_id: int, number: int, attempt: int, step: int) -> bool:
+        """The checkpoint of a step of this attempt is in the artifact store.
+
+        Returns:
+            False, and nothing is named, while the step's measurement is not stored: who went on from there on
+            another machine would never have what was measured before it.
+
+        Raises:
+            Fenced.
+        """
+        measured = _is_run(study_id, number) & (runs.c.checkpoint_step >= step)
         with self.database.transaction() as connection:
             self._fence(connection, study_id, number, attempt)
             named = {"uploaded_attempt": attempt, "uploaded_step": step}
-            connection.execute(runs.update().where(_is_run(study_id, number)).values(**named))
+            return connection.execute(runs.update().where(measured).values(**named)).rowcount == 1
 
     def curves(self, study_id: int, number: int) -> dict[str, Any] | None:
         """The curves of the run's best step so far, which `step` in them names."""

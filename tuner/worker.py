@@ -205,10 +205,13 @@ class Worker:
         if row.uploaded_attempt is not None:
             named = (row.uploaded_attempt, row.uploaded_step)
             self._patiently(lambda: uploads.restore(claim.number, directory, named), "restore")
-        return uploads.open(
-            claim.number, claim.attempt, directory,
-            lambda step: study.store.name_upload(study.id, claim.number, claim.attempt, step),
-        )  # fmt: skip
+
+        def name(step: int) -> None:
+            if not study.store.name_upload(study.id, claim.number, claim.attempt, step):
+                # The database came back for this thread before training asked for it again.
+                raise DatabaseUnavailable(f"storage: the measurement of step {step} is not stored yet")
+
+        return uploads.open(claim.number, claim.attempt, directory, name)
 
     def _bring_up(self, uploads: RunUploads, outcome: str) -> None:
         """See the newest checkpoint into the artifact store before the trial is let go."""

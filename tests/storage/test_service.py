@@ -214,6 +214,16 @@ class TestMeasuredAgain:
         assert self.steps(store, study) == [(0, 1), (1, 1), (2, 1), (3, 2), (5, 2)]
         assert self.named(store, study) == (2, 5, 2, 5)
 
+    def test_an_upload_is_named_once_its_step_is_measured(self, store: Store, study: int, worker: int) -> None:
+        """Measurements wait in a file while the database is away; a machine that is lost then takes them along."""
+        attempt = store.claim(study, 0, "a", worker)
+        assert not store.name_upload(study, 0, attempt, 0)
+        store.record(study, 0, attempt, measured(0, 1))
+        assert not store.name_upload(study, 0, attempt, 2)
+        assert self.named(store, study) == (1, 1, None, None)
+        assert store.name_upload(study, 0, attempt, 1)
+        assert self.named(store, study) == (1, 1, 1, 1)
+
     def test_other_runs_are_not_touched(self, store: Store, study: int, worker: int, resumed: int) -> None:
         other = store.create_study("other", "{}", "{}", "0.1", 10).id
         for study_id, number in ((study, 1), (other, 0)):

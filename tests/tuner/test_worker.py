@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from models.trainer import SEARCH_ROLES, DataSpec, DiskError, Measurement, Run
-from storage.artifacts import ArtifactError
+from storage.artifacts import ArtifactError, open_artifacts
 from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow, Store
 from tests.searches import METRIC, VIOLATION, dead, elsewhere, make_spec, make_study, new_worker
 from tests.toy import ToyConfig, ToyDataset, ToyTrainer
 from tuner.reporter import Journal
 from tuner.study import Study, TooManyFailures
+from tuner.uploads import Uploads
 from tuner.worker import DeviceFault, Worker, WorkerOptions, reason_of
 
 ONE_ARM = {"arms": {"only": {}}, "space": {"x": {"low": 0.0, "high": 1.0}}, "pruner": {"name": "none"}}
@@ -409,6 +410,46 @@ class TestOutage:
         assert [step for _, step in trainer.trained] == list(range(7))
         assert steps(study) == list(range(7))
         assert list(study.search.study.trials[0].intermediate_values) == list(range(7))
+        assert states(study) == ["complete"]
+
+    def test_what_only_a_lost_machine_had_measured_is_measured_again(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The database comes back for the uploads before training asks for it again, and then the machine is gone:
+        no other one may go on from a step whose measurements went with it."""
+
+        class Killed(BaseException):
+            pass
+
+        (tmp_path / "store").mkdir()
+        uploads = Uploads(open_artifacts(f"file://{tmp_path}/store"), "toy", 0.0)
+        study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
+        trainer, refused = Watched(), threading.Event()
+        name_upload = Store.name_upload
+
+        def name(*arguments: Any) -> bool:
+            named = name_upload(*arguments)
+            refused.set()
+            return named
+
+        def at(step: int, _metrics: dict[str, float]) -> None:
+            if step == 2:
+                assert refused.wait(30)
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            self.away(patch, Store, "record", lambda: True)
+            patch.setattr(Store, "name_upload", name)
+            trainer.at = at
+            first = make_worker(study, tmp_path / "first", trainer, dead())
+            first.uploads = uploads
+            with pytest.raises(Killed):
+                first.serve()
+        trainer.at = lambda _step, _metrics: None
+        second = make_worker(Study.open(database, "toy"), tmp_path / "second", trainer)
+        second.uploads = uploads
+        second.serve()
+        assert steps(study) == list(range(len(steps(study))))
         assert states(study) == ["complete"]
 
     def test_what_is_away_is_asked_less_and_less_often(
