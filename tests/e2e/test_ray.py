@@ -168,6 +168,12 @@ def wait_for(condition: str, process: subprocess.Popen[bytes], url: str, met) ->
         time.sleep(0.1)
 
 
+def both_train(study: Study) -> bool:
+    """Whether two trials are under way, each with steps to go on from."""
+    steps = [run.checkpoint_step for run in study.store.runs(study.id, open_only=True)]
+    return len(steps) == 2 and all(step is not None and 1 <= step < 10 for step in steps)
+
+
 def check_whole(study: Study, n_trials: int, n_steps: int = 12) -> None:
     trials = study.search.trials()
     assert [(trial.number, trial.state) for trial in trials] == [(number, "complete") for number in range(n_trials)]
@@ -180,7 +186,7 @@ def test_a_run_on_two_nodes_outlives_one_of_them(cluster: Cluster, tmp_path: Pat
     process = start(cluster, tmp_path, postgresql_url)
     try:
         # One worker a core of the cluster, each on a node of its own, and both are at work.
-        wait_for("both train", process, postgresql_url, lambda study: study.store.count_measurements(study.id) >= 6)
+        wait_for("both train", process, postgresql_url, both_train)
         assert [len(node.workers()) for node in cluster.nodes] == [1, 1]
         (lost,) = [worker.pid for worker in cluster.nodes[1].workers()]
         cluster.nodes[1].kill()
