@@ -7,6 +7,8 @@ from typing import Any
 
 from models.trainer import InputError
 
+# What every evaluation holds the trainers' models against (`models.baselines`).
+BASELINES = ("base_rate", "logistic_regression", "xgboost")
 TRAINERS = {"gift": "models.gift.trainer:GiftTrainer"}
 
 

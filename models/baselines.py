@@ -20,9 +20,9 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, logit
 
+from models import BASELINES
 from models.trainer import Features, InputError, Labels, Predictions
 
-BASELINES = ("base_rate", "logistic_regression", "xgboost")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # prior variances of a linear model's weights, from strong to weak penalty
 
 _BLOCK = 65536

@@ -54,6 +54,31 @@ class Decision(FrozenModel):
         return self
 
 
+class Objective(FrozenModel):
+    """What the search improves: the best step's `metric`.
+
+    `upper` is the best value that can be reached (0 by default where the metric is minimised); infeasible
+    trials are ranked by their distance from it.
+    """
+
+    metric: str = Field(min_length=1)
+    direction: Literal["maximize", "minimize"] = "maximize"
+    upper: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _best_of_a_loss_is_zero(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("direction") == "minimize":
+            return {"upper": 0.0, **values}
+        return values
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The metric of one step, so that more is better. Raises InputError where it was not measured."""
+        if self.metric not in metrics:
+            raise InputError(f"objective.metric: expected one that is measured, got {self.metric!r}")
+        return metrics[self.metric] if self.direction == "maximize" else -metrics[self.metric]
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Where a trainer's data come from.
@@ -107,7 +132,8 @@ class Dataset(Protocol):
 class Run:
     """One trial's artefacts as seen by `fit`.
 
-    Checkpoints of attempt a lie under `directory/attempt-<a>/step-<s>/`. `seed` decides everything random.
+    Checkpoints of attempt a lie under `directory/attempt-<a>/step-<s>/`. `seed` decides everything random. The best
+    step is the best by the study's objective; without one by the PR-AUC of the decision's task.
     """
 
     directory: Path
@@ -115,6 +141,11 @@ class Run:
     device: str
     attempt: int
     decision: Decision
+    objective: Objective | None = None
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """What a step's metrics are worth: more is better."""
+        return (self.objective or Objective(metric=f"valid/{self.decision.task}/pr_auc")).value(metrics)
 
 
 @dataclass(frozen=True)
@@ -144,6 +175,11 @@ class Predictions:
     scores: Mapping[str, np.ndarray]
     calibrated: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def logits(self, task: str) -> np.ndarray:
+        """What a calibrator is fitted on and asked with: after the loss's own inverse where there is one, else the
+        raw logits. Shape: [N] float64."""
+        return np.asarray(self.calibrated.get(task, self.scores[task]), np.float64)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -153,7 +189,8 @@ class Labels:
     where it is missing or the task's condition is not met. `unit` int64: what is exchangeable (`Decision.unit`;
     each row its own where that is `row`). `amount` float64 >= 0: the money behind each row, None without any.
     `transforms[name]` is `log1p` or `none` for every regression task; `conditions[name]` the binary task in whose
-    positives alone it counts, where there is one.
+    positives alone it counts, where there is one. `groups[name]` int64: what rows belong to (`day`, `stock`), so
+    that an answer can say over how many of them the selected rows spread.
     """
 
     tasks: Mapping[str, np.ndarray]
@@ -161,6 +198,7 @@ class Labels:
     amount: np.ndarray | None
     transforms: Mapping[str, str]
     conditions: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,13 +234,15 @@ class ScoredRows:
     """A batch of rows that a stored model has scored, in the order of the source.
 
     `first_row` counts from 0. `n_rows` is the number of rows of the whole source, None where it is not known before
-    its end. `keys` are columns of the source that say which row is which, each [N]; there may be none.
+    its end. `keys` are columns of the source that say which row is which, each [N]; there may be none. `time` names
+    the one that rows are ordered by in time, so that the newest can be shown; None where there is no such order.
     """
 
     first_row: int
     n_rows: int | None
     keys: Mapping[str, np.ndarray]
     predictions: Predictions
+    time: str | None = None
 
 
 @dataclass(frozen=True)

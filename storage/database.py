@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -256,6 +258,10 @@ class Database:
         if self.is_sqlite:
             return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0")
         return sa.literal_column("extract(epoch from clock_timestamp())::double precision")
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT in the database's own dialect, which knows ON CONFLICT."""
+        return sqlite_insert(table) if self.is_sqlite else postgresql_insert(table)
 
     def exists(self) -> bool:
         """Whether there is something to connect to (a SQLite file is made only by `make_folder`)."""

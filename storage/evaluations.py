@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from storage.database import Database, StorageError
 from storage.rows import CertificateRow, EvaluationRow, LookRow
@@ -28,9 +26,8 @@ class EvaluationStore:
 
     def create_evaluation(self, study_id: int, number: int, name: str, plan: Mapping[str, Any]) -> EvaluationRow:
         """A new evaluation of a study. Raises StorageError where its number or name is taken."""
-        insert = sqlite_insert if self.database.is_sqlite else postgresql_insert
         new = (
-            insert(evaluations)
+            self.database.insert(evaluations)
             .values(
                 study_id=study_id, number=number, name=name, plan=to_json(plan), created_at=self.database.now,
             )
@@ -82,12 +79,11 @@ class EvaluationStore:
 
     def open_look(self, data_hash: str, role: str, study: str, evaluation: str, model: str) -> LookRow:
         """Record, before it happens, that a model is scored on a role; the look that is there, where it is."""
-        insert = sqlite_insert if self.database.is_sqlite else postgresql_insert
         values = {"data_hash": data_hash, "role": role, "study": study, "evaluation": evaluation, "model": model}
         same = (looks.c.evaluation == evaluation) & (looks.c.role == role) & (looks.c.model == model)
         with self.database.transaction() as connection:
             connection.execute(
-                insert(looks)
+                self.database.insert(looks)
                 .values(**values, opened_at=self.database.now)
                 .on_conflict_do_nothing(index_elements=["evaluation", "role", "model"])
             )

@@ -66,7 +66,7 @@ class Store(StudyStore, WorkerStore, EvaluationStore, ModelStore):
         """Raise the run's attempt for this worker and return it. The caller holds the study's lock."""
         with self.database.transaction() as connection:
             attempt = connection.execute(
-                self._insert(runs)
+                self.database.insert(runs)
                 .values(study_id=study_id, number=number, arm=arm, attempt=1)
                 .on_conflict_do_update(index_elements=["study_id", "number"], set_={"attempt": runs.c.attempt + 1})
                 .returning(runs.c.attempt)
@@ -346,7 +346,7 @@ class Store(StudyStore, WorkerStore, EvaluationStore, ModelStore):
 
     @cached_property
     def _upsert_measurement(self) -> sa.Insert:
-        insert = self._insert(measurements)
+        insert = self.database.insert(measurements)
         new = insert.excluded
         return insert.on_conflict_do_update(
             index_elements=["study_id", "number", "step"],

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from storage.database import Database, StorageError
 from storage.rows import StudyProgress, StudyRow
@@ -18,14 +16,13 @@ class StudyStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._insert = sqlite_insert if database.is_sqlite else postgresql_insert
 
     def create_study(self, name: str, spec: str, data: str, package_version: str, n_trials: int) -> StudyRow:
         """Store a new study; an existing one of that name is returned as it is. Process-safe."""
         now = self.database.now
         with self.database.transaction() as connection:
             connection.execute(
-                self._insert(studies)
+                self.database.insert(studies)
                 .values(
                     name=name, spec=spec, data=data, package_version=package_version,
                     n_trials=n_trials, created_at=now, started_at=now,
@@ -122,7 +119,7 @@ class StudyStore:
         Who claimed it and has not told within `again_after_s` loses the right to the next caller.
         """
         now = self.database.now
-        claim = self._insert(notifications).values(study_id=study_id, event=event, key=key, claimed_at=now)
+        claim = self.database.insert(notifications).values(study_id=study_id, event=event, key=key, claimed_at=now)
         claim = claim.on_conflict_do_update(
             index_elements=["study_id", "event", "key"],
             set_={"claimed_at": now},

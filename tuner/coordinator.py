@@ -101,15 +101,15 @@ def read_spec(options: RunOptions) -> tuple[Spec, Any]:
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
     spec = load_spec(options.study, overrides)
-    if evaluated := EVALUATION_NAME.fullmatch(options.name or spec.study):
+    where, name = ("--name", options.name) if options.name else ("study", spec.study)
+    if evaluated := EVALUATION_NAME.fullmatch(name):
         raise InputError(
-            f"{'--name' if options.name else 'study'}: expected another name, got {evaluated[0]!r}, which is that "
-            f"of an evaluation; `tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
+            f"{where}: expected another name, got {name!r}, which is that of an evaluation; "
+            f"`tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
         )
-    if (name := options.name or spec.study) in RESERVED_NAMES:
+    if name in RESERVED_NAMES:
         raise InputError(
-            f"{'--name' if options.name else 'study'}: expected another name, got {name!r}, under which runs keep "
-            "something else; use --name NEW"
+            f"{where}: expected another name, got {name!r}, under which runs keep something else; use --name NEW"
         )
     trainer = models.get_trainer(spec.trainer)
     check_spec(spec, trainer)
@@ -194,12 +194,12 @@ def refusals(row: StudyRow, spec: Spec, manifest: Manifest) -> list[str]:
     return refused
 
 
-def _refuse_others(folder: Path, options: RunOptions, database: Database) -> None:
-    """The cache and the database lie beside the studies; deleting a study of their name would take them along."""
+def _refuse_others(folder: Path, database: Database) -> None:
+    """The database may lie beside the studies; deleting a study of its name would take it along."""
     database_files = (
         [f"{database.path}{end}" for end in ("", "-wal", "-shm", ".lock")] if database.is_sqlite else []
     )
-    if folder == options.cache or str(folder.absolute()) in database_files or folder.is_file():
+    if str(folder.absolute()) in database_files or folder.is_file():
         raise InputError(
             f"{folder}: expected a folder for the study, got the place of something else; use --name NEW"
         )
@@ -245,7 +245,7 @@ def run(options: RunOptions, observer: Observer) -> tuple[StudySummary, int]:
         name = options.name or spec.study
         folder = Path(options.runs) / name
         if not _is_stored(database, name):
-            _refuse_others(folder, options, database)
+            _refuse_others(folder, database)
             refuse_leftovers(folder)
         with running_alone(folder):
             study = open_study(spec, manifest, options, database)

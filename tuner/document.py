@@ -22,10 +22,10 @@ from models.calibration import reliability
 from models.verdict import fresh_probability, judge
 from storage.rows import AttemptRow, EvaluationRow, MeasurementRow, RunRow
 from tuner.fits import Fit, OnValid, Rows, best_fit
-from tuner.report import SPECIFICATION
+from tuner.plan import Plan
+from tuner.report import FORMAT, SPECIFICATION
 from tuner.study import Study
 
-FORMAT = 1
 CONFIDENCE = 0.95
 METRIC = "pr_auc"  # arms are compared by it
 VERSIONS = ("torch", "numpy", "scipy", "xgboost", "optuna")
@@ -48,11 +48,12 @@ class Findings:
 
 
 def write_document(
-    study: Study, evaluation: EvaluationRow, fits: Study, plan: Any, findings: Findings
+    study: Study, evaluation: EvaluationRow, fits: Study, plan: Plan, findings: Findings
 ) -> dict[str, Any]:
     """The document, but for the time it was finished at and the model that comes of it."""
     store, decision, rows = study.store, study.spec.decision, findings.rows
     measured = store.measurements(fits.id, [fit.number for fit in _trained(findings)])
+    comparisons = _comparisons(findings, study, plan)
     document = {
         "format": FORMAT,
         "study": study.name,
@@ -78,8 +79,8 @@ def write_document(
         "looks": findings.looks,
         "arms": _arms(findings, plan, store.runs(fits.id), measured, fits.spec.seed_of, decision.task),
         "left_out": list(findings.left_out),
-        "comparisons": _comparisons(findings, study, plan),
-        "verdict": _verdict(findings, study),
+        "comparisons": comparisons,
+        "verdict": _verdict(comparisons, study),
         "former": _former(evaluation.document, plan),
         "tuning_gain": _tuning_gain(findings, plan),
         "reliability": _reliability(findings),
@@ -99,7 +100,7 @@ def write_document(
     return finite(document)
 
 
-def _former(document: Mapping[str, Any] | None, plan: Any) -> list[dict[str, Any]]:
+def _former(document: Mapping[str, Any] | None, plan: Plan) -> list[dict[str, Any]]:
     """What this evaluation had answered before it went on, oldest first: whoever adds seeds because of an answer
     that test gave has to be seen doing it."""
     if document is None:
@@ -144,7 +145,7 @@ def _trained(findings: Findings) -> list[Fit]:
 
 
 def _arms(
-    findings: Findings, plan: Any, runs: Sequence[RunRow], measured: Mapping[int, Sequence[MeasurementRow]],
+    findings: Findings, plan: Plan, runs: Sequence[RunRow], measured: Mapping[int, Sequence[MeasurementRow]],
     seed_of: Callable[[int], int], task: str,
 ) -> dict[str, Any]:  # fmt: skip
     planned, found = {arm.name: arm for arm in plan.arms}, {}
@@ -225,7 +226,7 @@ def _metrics(draws: Draws, name: str) -> dict[str, Any]:
 # --- comparisons -----------------------------------------------------------------------------------------------
 
 
-def _comparisons(findings: Findings, study: Study, plan: Any) -> list[dict[str, Any]]:
+def _comparisons(findings: Findings, study: Study, plan: Plan) -> list[dict[str, Any]]:
     """Every searched arm against the verdict's baseline arm, and the nominee's arm against each baseline model."""
     question, found = study.spec.compared, []
     if question is not None and question.baseline in findings.judged:
@@ -246,15 +247,15 @@ def _compare(findings: Findings, arm: str, against: str, min_gain: float, readin
     return asdict(found)
 
 
-def _verdict(findings: Findings, study: Study) -> dict[str, Any] | None:
+def _verdict(comparisons: Sequence[dict[str, Any]], study: Study) -> dict[str, Any] | None:
     """The answer to the specification's question; None where it asks none, or one of its arms was left out."""
-    question = study.spec.compared
-    if question is None or not {question.baseline, question.treatment} <= set(findings.judged):
+    if (question := study.spec.compared) is None:
         return None
-    return _compare(findings, question.treatment, question.baseline, question.min_gain, question.reading)
+    asked = (question.treatment, question.baseline)
+    return next((one for one in comparisons if (one["arm"], one["against"]) == asked), None)
 
 
-def _tuning_gain(findings: Findings, plan: Any) -> dict[str, Any] | None:
+def _tuning_gain(findings: Findings, plan: Plan) -> dict[str, Any] | None:
     """What the search has brought: the best found configuration of an arm against the arm's default one."""
     default = next((arm for arm in plan.arms if arm.kind == "default" and arm.name in findings.judged), None)
     if default is None:
@@ -351,7 +352,7 @@ def _cost(search: Sequence[AttemptRow], evaluation: Sequence[AttemptRow]) -> dic
     }
 
 
-def _reproduce(study: Study, plan: Any) -> list[str]:
+def _reproduce(study: Study, plan: Plan) -> list[str]:
     """The commands that lead here, on the same data, from the specification that a report has beside it."""
     spec, name = study.spec, study.name
     row = study.store.get_study(study.id)

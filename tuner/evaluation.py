@@ -27,7 +27,6 @@ from tuner.catalog import find_name, open_database
 from tuner.coordinator import EVALUATION_NAME, Observer, Watch, create_study, local_crew, refuse_leftovers
 from tuner.crew import POLL_S, RunFailed, choose_devices
 from tuner.plan import Plan, make_plan, spec_of_fits
-from tuner.plan import PlannedArm as PlannedArm
 from tuner.spec import load_spec
 from tuner.study import Study
 from tuner.summary import summarize

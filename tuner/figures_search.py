@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from models.trainer import Objective
 from tuner import report_search as findings
 from tuner.figures import (
     ARM_COLOURS,
@@ -21,7 +22,6 @@ from tuner.figures import (
 from tuner.optuna_importance import MIN_TRIALS, parameter_importance
 from tuner.report_findings import figure, setting
 from tuner.space import Dimension
-from tuner.spec import Objective
 from tuner.summary import StudySummary, TrialSummary
 
 N_IMPORTANCES, N_AXES, N_LINES = 20, 7, 200
@@ -67,8 +67,7 @@ def history(summary: StudySummary) -> Figure | Missing:
     panel = Curves("Objective by trial", "Trial", objective.metric, curves)
     caption = (
         f"{objective.metric} ({objective.direction}) of the best step of each of {len(ended)} trials; the line is "
-        "the "
-        f"best of all complete trials so far, feasible or not."
+        f"the best of all complete trials so far, feasible or not."
     )
     return Figure(key, title, caption, findings.on_history(summary), [panel])
 
@@ -109,8 +108,7 @@ def importance(summary: StudySummary, shares: Mapping[str, float]) -> Figure | M
     panel = Bars("Importance", "Searched setting", "Importance (share)", names, [series], horizontal=True)
     caption = (
         f"How much each searched setting separates the best fifth of the trials from the rest (PED-ANOVA, shares "
-        "sum "
-        f"to 1), {n_complete} complete trials of all arms{more}. With few trials such shares are rough."
+        f"sum to 1), {n_complete} complete trials of all arms{more}. With few trials such shares are rough."
     )
     return Figure(key, title, caption, findings.on_parameters(shares, n_complete), [panel])
 

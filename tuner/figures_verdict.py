@@ -153,8 +153,7 @@ def top_k(document: Mapping[str, Any]) -> Figure:
     if len(panels) > 1:
         caption += (
             " Recall counts positives; capture compares the predicted with the true top k by amount; revenue is "
-            "the "
-            "share of all money."
+            "the share of all money."
         )
     title = f"What the highest scores capture ({document['study']})"
     return Figure("topk_capture", title, caption, findings.on_top_k(document), panels)
@@ -201,8 +200,7 @@ def gradients(document: Mapping[str, Any]) -> Figure | Missing:
     )  # fmt: skip
     caption = (
         f"Mean cosine between the tasks' gradients with respect to the last shared layer, before weighting, over "
-        "all "
-        f"epochs of the fits of {cosine['arm']}."
+        f"all epochs of the fits of {cosine['arm']}."
     )
     return Figure(key, title, caption, findings.on_gradients(document), [panel])
 
@@ -267,8 +265,8 @@ def reliability(document: Mapping[str, Any]) -> Figure | Missing:
     zeros = any(b["observed"] <= 0 for b in bins)
     caption = (
         f"Observed against predicted rate in {len(found['calibrated'] or found['raw'])} bins of equal mass, {n:,} "
-        "rows "
-        f"of {found['role']}; fit {found['number']} of {found['arm']}; Clopper–Pearson intervals, confidence 95 %."
+        f"rows of {found['role']}; fit {found['number']} of {found['arm']}; Clopper–Pearson intervals, "
+        "confidence 95 %."
         + (" A bin without a positive is drawn at the lower edge." if log and zeros else "")
         + (" Both axes are logarithmic." if log else "")
     )
@@ -304,10 +302,8 @@ def certificate(document: Mapping[str, Any]) -> Figure | Missing:
     first = document["nominees"][0]["certificate"]
     caption = (
         f"Precision of each cut on calibrate ({first['n_rows']:,} rows, unit {first['unit']}), with its exact "
-        "lower "
-        f"bound at confidence {findings.percent(first['confidence'])}. Cuts were fixed on valid and tested from "
-        "strict "
-        f"to loose; the first that fails ends the sequence."
+        f"lower bound at confidence {findings.percent(first['confidence'])}. Cuts were fixed on valid and tested "
+        "from strict to loose; the first that fails ends the sequence."
     )
     return Figure(key, title, caption, findings.on_certificate(document), panels)
 

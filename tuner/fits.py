@@ -103,9 +103,7 @@ def on_valid(predictions: Predictions, rows: Rows, decision: Decision, seed: int
     task = decision.task
     logits = predictions.scores[task][rows.kept]
     ranking = _ranking(rows.labels, logits, f"{rows.role}/{task}")
-    calibrator, calibration = fit_calibrator(
-        _calibrated_logits(predictions, task)[rows.kept], rows.labels, rows.unit, seed=seed
-    )
+    calibrator, calibration = fit_calibrator(predictions.logits(task)[rows.kept], rows.labels, rows.unit, seed=seed)
     factors = {}
     for name in _amount_tasks(predictions, rows):
         counts = np.isfinite(rows.targets[name])
@@ -135,15 +133,9 @@ def scores_of(predictions: Predictions, rows: Rows, task: str, valid: OnValid) -
     return Scores(
         logits=logits,
         raw=_sigmoid(logits.astype(np.float64)),
-        calibrated=valid.calibrator(_calibrated_logits(predictions, task)[rows.kept]),
+        calibrated=valid.calibrator(predictions.logits(task)[rows.kept]),
         amounts=amounts,
     )
-
-
-def _calibrated_logits(predictions: Predictions, task: str) -> np.ndarray:
-    """After the closed-form inverse of the loss where there is one, else the raw logits; float64."""
-    found = predictions.calibrated.get(task)
-    return np.asarray(predictions.scores[task] if found is None else found, np.float64)
 
 
 def _amount_tasks(predictions: Predictions, rows: Rows) -> list[str]:

@@ -10,8 +10,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
+from models.trainer import Objective
 from tuner.space import Dimension
-from tuner.spec import Objective
 
 # Below this the best fifth is fewer than two trials, which compares nothing.
 MIN_TRIALS = 10

@@ -16,11 +16,12 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from models.trainer import Objective
 from storage.database import Database, StorageError
 from storage.runs import Fenced
 from tuner.optuna_storage import RetryingStorage
 from tuner.space import Dimension
-from tuner.spec import Objective, PrunerSpec, SamplerSpec, Spec
+from tuner.spec import PrunerSpec, SamplerSpec, Spec
 
 # Its warnings tell of every single value of a conditional dimension that is sampled independently.
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -17,12 +17,15 @@ from scipy.special import expit
 
 from models import get_trainer
 from models.calibration import smeared
-from models.trainer import DiskError, InputError, Predictions, ScoredRows
+from models.trainer import InputError, Predictions, ScoredRows
 from storage.artifacts import flush_folder
 from tuner.registry import ModelFolder
+from tuner.snapshots import disk_errors
 
 # A draft that its writer could not remove, as it was killed; after this long it is nobody's.
 STALE_S = 86_400.0
+
+_WAY_OUT = "make room, mend its permissions or name another"
 
 _OWN = ("row", "score", "probability", "decision", "model_version")
 
@@ -85,7 +88,7 @@ def predict(
 
 def _table(model: ModelFolder, version: str, batch: ScoredRows) -> pa.Table:
     scores = _scores(model, batch)
-    probability = model.calibrator(_logits(batch.predictions, model.task))
+    probability = model.calibrator(batch.predictions.logits(model.task))
     amounts = _amounts(model, batch.predictions, probability)
     if taken := set(batch.keys) & {*_OWN, *amounts}:
         raise InputError(f"{model.path}: expected keys of other names than {', '.join(sorted(taken))}; rename them")
@@ -117,7 +120,7 @@ def _amounts(model: ModelFolder, predictions: Predictions, probability: np.ndarr
         if given == model.task:
             amount = probability * amount
         elif given in predictions.scores:
-            amount = expit(_logits(predictions, given)) * amount
+            amount = expit(predictions.logits(given)) * amount
         elif given is not None:
             name = f"{name}_given_{given}"
         columns[name] = amount
@@ -134,11 +137,6 @@ def _scores(model: ModelFolder, batch: ScoredRows) -> np.ndarray:
         row = batch.first_row + int(np.argmin(np.isfinite(scores)))
         raise InputError(f"{model.path}: expected a finite score of row {row}, got {scores[row - batch.first_row]}")
     return scores
-
-
-def _logits(predictions: Predictions, task: str) -> np.ndarray:
-    """What the calibrator was fitted on: after the loss's own inverse where there is one."""
-    return np.asarray(predictions.calibrated.get(task, predictions.scores[task]), np.float64)
 
 
 def _n_true(decisions: pa.ChunkedArray) -> int:
@@ -169,17 +167,17 @@ def _writer(out: Path, force: bool) -> Iterator[Callable[[pa.Table], None]]:
 
     def write(table: pa.Table) -> None:
         nonlocal writer
-        with _refusals(out):
+        with disk_errors(out, "it", _WAY_OUT):
             if writer is None:
                 writer = pq.ParquetWriter(draft, table.schema)
             writer.write_table(table)
 
     try:
-        with _refusals(out):
+        with disk_errors(out, "it", _WAY_OUT):
             _remove_stale(out.parent, prefix)
             draft.touch(exist_ok=False)
         yield write
-        with _refusals(out):
+        with disk_errors(out, "it", _WAY_OUT):
             if writer is not None:
                 writer.close()
             _publish(draft, out, force)
@@ -199,18 +197,6 @@ def _publish(draft: Path, out: Path, force: bool) -> None:
     else:
         _take_name(draft, out)
     flush_folder(out.parent)
-
-
-@contextlib.contextmanager
-def _refusals(out: Path) -> Iterator[None]:
-    """What the disk refuses becomes a DiskError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DiskError(
-            error.errno, f"{out}: the disk refused it ({reason}); make room, mend its permissions or name another"
-        ) from error
 
 
 def _take_name(draft: Path, out: Path) -> None:

@@ -17,18 +17,18 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.trainer import DiskError, InputError
+from models.trainer import InputError
 from storage.artifacts import ArtifactError, ArtifactMissing, ArtifactStore, flush_folder, open_artifacts
 from storage.database import retry
 from storage.rows import ModelRow
 from storage.runs import Store
+from tuner.snapshots import disk_errors
 
 if TYPE_CHECKING:
     from models.calibration import Calibrator
@@ -42,6 +42,7 @@ PATIENCE_S = 120.0
 
 _KEY = "models"
 _DRAFT = ".tmp-"
+_WAY_OUT = "make room or mend its permissions"
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def find_folder(row: ModelRow, runs: Path, artifacts: str | None) -> ModelFolder
         if artifacts is None:
             raise InputError(f"{error}, or name the artifact store with --artifacts") from error
         log.info("model %s:%d is fetched: %s", row.name, row.version, error, extra={"action": "model_fetched"})
-    with _refusals(path):
+    with disk_errors(path, "the model", _WAY_OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.parent / f"{_DRAFT}{secrets.token_hex(8)}"
         try:
@@ -215,7 +216,7 @@ def _install(folder: Path, target: Path, sums: bytes, checksum: str) -> None:
     """Copy an export to its place, whole or not at all; one that is there and whole stays."""
     if _is_whole(target, checksum):
         return
-    with _refusals(target):
+    with disk_errors(target, "the model", _WAY_OUT):
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.parent / f"{_DRAFT}{secrets.token_hex(8)}"
         try:
@@ -372,15 +373,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}; the model is damaged")
     return content
-
-
-@contextmanager
-def _refusals(target: Path) -> Iterator[None]:
-    """What the disk refuses becomes a DiskError."""
-    try:
-        yield
-    except (DiskError, ArtifactError):
-        raise
-    except OSError as error:
-        message = f"{target}: the disk refused the model ({error.strerror}); make room or mend its permissions"
-        raise DiskError(error.errno, message) from error

@@ -275,11 +275,10 @@ def certified(nominee: Mapping[str, Any], document: Mapping[str, Any]) -> str:
             f"{confidence}{reach}. No decisions are issued."
         )
     text = (
-        f"{arm} is certified at logit {figure(issued['threshold'])}: precision at least {figure(issued['target'])} "
-        "with "
-        f"confidence {confidence}; on calibrate {issued['n_true']:,} of {issued['n_selected']:,} selected rows are "
-        "true "
-        f"({figure(issued['precision'])}, lower bound {figure(issued['bound'])}), recall "
+        f"{arm} is certified at logit {figure(issued['threshold'])}: precision at least "
+        f"{figure(issued['target'])} with confidence {confidence}; on calibrate "
+        f"{issued['n_true']:,} of {issued['n_selected']:,} selected rows "
+        f"are true ({figure(issued['precision'])}, lower bound {figure(issued['bound'])}), recall "
         f"{figure(issued['recall'])}."
     )
     if check is None:

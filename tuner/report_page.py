@@ -252,11 +252,10 @@ def _certificates(document: Mapping[str, Any], drawn: Figure | Missing) -> Itera
         yield Paragraph(certified(nominee, document))
         yield Paragraph(
             f"Nominated by valid alone: fit {nominee['number']} of {nominee['arm']} (seed {nominee['seed']}, "
-            "PR-AUC on "
-            f"valid {figure(nominee['valid_pr_auc'])}). This is certificate number {issued['number_on_set']} on "
-            "this "
-            f"calibrate set; it spends {figure(issued['delta_spent'])} of the risk, and it and those before "
-            f"it hold together with confidence {percent(issued['joint_confidence'])}."
+            f"PR-AUC on valid {figure(nominee['valid_pr_auc'])}). This is certificate number "
+            f"{issued['number_on_set']} on this calibrate set; it spends "
+            f"{figure(issued['delta_spent'])} of the risk, and it and those before it "
+            f"hold together with confidence {percent(issued['joint_confidence'])}."
         )
     yield drawn
     for nominee in document["nominees"]:

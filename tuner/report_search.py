@@ -48,8 +48,7 @@ def on_parameters(shares: Mapping[str, float], n_trials: int) -> list[str]:
             break
     return [
         f"Most of the difference goes with {listed(top)}; {n_most} of {counted(len(ranked), 'setting')} make up "
-        "four "
-        f"fifths of it, by {counted(n_trials, 'complete trial')}."
+        f"four fifths of it, by {counted(n_trials, 'complete trial')}."
     ]
 
 

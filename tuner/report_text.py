@@ -127,10 +127,8 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
     if gain is not None:
         lines.append(
             f"Search: {gain['arm']} against its default configuration {spread(gain['difference'], signed=True)} "
-            "PR-AUC, "
-            f"relative {spread(gain['relative'], signed=True, share=True)}; on fresh data of this size it beats "
-            "the "
-            f"default with probability {figure(gain['fresh_probability'])}."
+            f"PR-AUC, relative {spread(gain['relative'], signed=True, share=True)}; on fresh data of this size it "
+            f"beats the default with probability {figure(gain['fresh_probability'])}."
         )
     return lines
 
@@ -240,8 +238,7 @@ def _on_threshold(document: Mapping[str, Any]) -> Iterator[str]:
         elif check is not None and check["kept"] is False:
             yield (
                 f"Do not rely on the certificate of {nominee['arm']}: test fell short of it. Look for a drift "
-                "between "
-                "calibrate and test."
+                "between calibrate and test."
             )
         else:
             yield f"Select rows of {nominee['arm']} with a raw logit of at least {figure(issued['threshold'])}."
@@ -256,6 +253,5 @@ def _on_leak(document: Mapping[str, Any]) -> Iterator[str]:
     if best is not None and whole and best >= SUSPICIOUS_SHARE * whole:
         yield (
             f"Look at {name} before anything else: alone it reaches a PR-AUC of {figure(best)} on valid, the whole "
-            "model "
-            f"{figure(whole)}; it may know the answer."
+            f"model {figure(whole)}; it may know the answer."
         )

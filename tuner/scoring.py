@@ -14,8 +14,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from models.trainer import DiskError, InputError, Predictions, Role
+from models.trainer import InputError, Predictions, Role
 from storage.artifacts import flush_folder
 from storage.rows import LookRow, RunRow
 from storage.runs import Store
+from tuner.snapshots import disk_errors
 from tuner.uploads import Uploads
 
 log = logging.getLogger("tuner")
@@ -36,7 +36,6 @@ GUARDED: frozenset[Role] = frozenset({"calibrate", "test"})
 
 _FORMAT = "1"
 _AGAIN = "/again-"  # behind the evaluation's name in a look at a model that it had looked at before
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -162,24 +161,12 @@ def _predictions(arrays: Mapping[str, np.ndarray] | None) -> Predictions | None:
 # --- files -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """What the disk refuses to write at a path becomes a DiskError."""
-    try:
-        yield
-    except DiskError:
-        raise
-    except OSError as error:
-        reason = f"{path}: the disk refused it ({error.strerror}); make room and run again"
-        raise DiskError(error.errno, reason) from error
-
-
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, str]) -> None:
     """Store arrays under what they were made from. Atomic; durable on return. Raises DiskError."""
     arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     content = save(arrays, {**identity, "sha256": _digest(arrays)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with disk_errors(path):
+    with disk_errors(path, "it"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -273,8 +260,5 @@ def _of_lines(lines: Iterable[str]) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

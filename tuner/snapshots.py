@@ -78,7 +78,7 @@ def stage(directory: Path, attempt: int, step: int) -> Staged:
             f"{directory}: expected the checkpoint of step {step} before its measurement, got none; "
             "mend the trainer"
         )
-    with local_errors(directory):
+    with disk_errors(directory):
         staged = Staged(step, Path(tempfile.mkdtemp(prefix=f"{_UPLOADING}{attempt}-", dir=directory)))
         try:
             _link_step(source, name, staged.root / f"attempt-{attempt}")
@@ -94,7 +94,7 @@ def prepare(directory: Path, attempt: int) -> None:
 
     An older attempt that lives still has been replaced; it may not name what it uploads. Raises DiskError.
     """
-    with local_errors(directory):
+    with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.glob(f"{_UPLOADING}*"):
             match = re.match(rf"{re.escape(_UPLOADING)}(\d+)-", path.name)
@@ -116,14 +116,16 @@ def newest_step(directory: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def local_errors(directory: Path) -> Iterator[None]:
-    """What the run's disk refuses becomes a DiskError: no fault of the trial."""
+def disk_errors(
+    path: Path, what: str = "a checkpoint's copy", way_out: str = "make room and run again"
+) -> Iterator[None]:
+    """What the disk refuses at a path becomes a DiskError: no fault of the trial."""
     try:
         yield
     except DiskError:
         raise
     except OSError as error:
-        reason = f"{directory}: the disk refused a checkpoint's copy ({error.strerror}); make room and run again"
+        reason = f"{path}: the disk refused {what} ({error.strerror or error}); {way_out}"
         raise DiskError(error.errno, reason) from error
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from models import TRAINERS, get_trainer
-from models.trainer import Decision, FrozenModel, InputError, Problem, Trainer
+from models import BASELINES, TRAINERS, get_trainer
+from models.trainer import Decision, FrozenModel, InputError, Objective, Problem, Trainer
 from tuner.source import Source, expected_one_of, problems_of, read_tree, show
 from tuner.space import Dimension, Space, parse_space
 from tuner.tree import find, leaves, merge, put, same, settles
@@ -42,8 +42,7 @@ _MAXIMISED = (
 )
 _MINIMISED = ("loss", "log_loss", "ece", "ece_calibrated")
 
-# Beside the arms an evaluation has models.baselines.BASELINES, and further configurations of each.
-_BASELINES = ("base_rate", "logistic_regression", "xgboost")
+# Beside the arms an evaluation has BASELINES, and further configurations of each.
 _FURTHER = re.compile(r"(.+)(?:/default|#\d+)")
 
 
@@ -53,25 +52,6 @@ class SpecError(InputError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
-
-
-class Objective(FrozenModel):
-    """What the search improves: the best step's `metric`.
-
-    `upper` is the best value that can be reached (0 by default where the metric is minimised); infeasible
-    trials are ranked by their distance from it.
-    """
-
-    metric: str = Field(min_length=1)
-    direction: Literal["maximize", "minimize"] = "maximize"
-    upper: float = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _best_of_a_loss_is_zero(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("direction") == "minimize":
-            return {"upper": 0.0, **values}
-        return values
 
 
 class SamplerSpec(FrozenModel):
@@ -441,7 +421,7 @@ def _arm_name_problems(arms: Mapping[str, Any]) -> Iterator[Problem]:
     """An evaluation has to tell the arms from what it holds against them."""
     for arm in arms:
         further = _FURTHER.fullmatch(arm)
-        if arm in _BASELINES:
+        if arm in BASELINES:
             yield Problem(f"arms.{arm}", "expected another name, got that of a baseline of every evaluation")
         elif further and further[1] in arms:
             message = f"expected another name, got that of a further configuration of {further[1]} in an evaluation"

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.trainer import InputError
+from models.trainer import InputError, Objective
 from storage.database import Database, StorageError
 from storage.leases import GRACE_S
 from storage.runs import Fenced, MeasurementRow, RunRow, Store, StudyRow
 from tuner.optuna_study import Search, TrialRow
-from tuner.spec import Objective, Spec
+from tuner.spec import Spec
 
 log = logging.getLogger("tuner")
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.trainer import Objective
 from storage.runs import AttemptRow, MeasurementRow, RunRow, StudyRow, WorkerRow
-from tuner.spec import Objective, Spec
+from tuner.spec import Spec
 from tuner.study import Study
 
 STATES = ("complete", "pruned", "failed", "running", "waiting")

@@ -23,7 +23,7 @@ from tuner.snapshots import (
     Shelf,
     Staged,
     bring,
-    local_errors,
+    disk_errors,
     newest_step,
     prepare,
     stage,
@@ -94,7 +94,7 @@ class Uploads:
             if here is not None and here >= (attempt, step):
                 return None
             try:
-                with local_errors(directory):
+                with disk_errors(directory):
                     bring(self.store, key, directory)
             except (Damaged, ArtifactMissing) as error:
                 log.warning("%s", error, extra={"action": "snapshot_skipped", "key": key})

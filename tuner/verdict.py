@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.baselines import BASELINES, single_feature_pr_auc
+from models import BASELINES
+from models.baselines import single_feature_pr_auc
 from models.bootstrap import Draws, Scores, resample
 from models.certificate import Certificate, certify, check, joint_confidence, plan_sequence, share_of_delta
 from models.certificate import Sequence as Thresholds
@@ -28,9 +29,14 @@ from tuner import registry
 from tuner.crew import choose_devices
 from tuner.document import Findings, finite, write_document
 from tuner.fits import Baselines, Fit, OnValid, Rows, importance, on_valid, pr_auc, scores_of
-from tuner.scoring import Model, Scoring, checksum_of, checksum_of_text, disk_errors, find_checkpoint
+from tuner.plan import Plan
+from tuner.scoring import Model, Scoring, checksum_of, checksum_of_text, find_checkpoint
+from tuner.snapshots import disk_errors
 from tuner.study import Study
 from tuner.uploads import Uploads
+
+if TYPE_CHECKING:
+    from tuner.evaluation import EvaluateOptions
 
 SHOWN_FEATURES = 20
 Say = Callable[[str], None]
@@ -40,10 +46,10 @@ def conclude(
     study: Study,
     evaluation: EvaluationRow,
     fits: Study,
-    plan: Any,
+    plan: Plan,
     trainer: Any,
     data_of: Callable[[frozenset[Role]], Any],
-    options: Any,
+    options: EvaluateOptions,
     say: Say,
 ) -> dict[str, Any]:
     """Score the fits, fix the nominee, certify it, judge the arms, export the nominee; store the document.
@@ -73,8 +79,8 @@ class _Conclusion:
     """The stages of one conclusion, in their order."""
 
     def __init__(
-        self, study: Study, evaluation: EvaluationRow, fits: Study, plan: Any, trainer: Any,
-        data_of: Callable[[frozenset[Role]], Any], options: Any, say: Say,
+        self, study: Study, evaluation: EvaluationRow, fits: Study, plan: Plan, trainer: Any,
+        data_of: Callable[[frozenset[Role]], Any], options: EvaluateOptions, say: Say,
     ) -> None:  # fmt: skip
         self.study, self.evaluation, self.fits, self.plan = study, evaluation, fits, plan
         self.trainer, self.options, self.say = trainer, options, say
@@ -89,10 +95,11 @@ class _Conclusion:
         judged, left_out = self._complete_fits()
         search_data = self._open("train", "valid")
         baselines = Baselines(self.trainer, search_data, self.decision, self.spec.seed, self.device)
-        valid = self._judge_on_valid(judged, search_data, baselines)
-        nominees = self._fix_nominees(judged, valid, search_data)
+        valid_rows = self._rows(search_data, "valid")
+        valid = self._judge_on_valid(judged, search_data, valid_rows, baselines)
+        nominees = self._fix_nominees(judged, valid, search_data, valid_rows)
         leak = self._leak(search_data)
-        parts = self._importance(judged[nominees[0]["arm"]], valid, search_data)
+        parts = self._importance(judged[nominees[0]["arm"]], valid, search_data, valid_rows)
 
         test_data = self._open("test")
         rows = self._rows(test_data, "test")
@@ -139,7 +146,7 @@ class _Conclusion:
             model = Model(names.setdefault(checksum, f"{number:05d}"), checksum)
             seed = self.fits.spec.seed_of(number)
             found[run.arm].append(Fit(run.arm, number, seed, model, run, checkpoint))
-        left_out = [dict(entry) for entry in getattr(self.plan, "left_out", ())]
+        left_out = [dict(entry) for entry in self.plan.left_out]
         for arm in [arm for arm, of_arm in found.items() if not of_arm]:
             del found[arm]
             reasons = [run.failure for run in runs.values() if run.arm == arm and run.failure]
@@ -179,17 +186,17 @@ class _Conclusion:
         return self.scoring.scores(fit.model, role, data.manifest.rows[role], predict)
 
     def _judge_on_valid(
-        self, judged: Mapping[str, Sequence[Fit]], data: Any, baselines: Baselines
+        self, judged: Mapping[str, Sequence[Fit]], data: Any, rows: Rows, baselines: Baselines
     ) -> dict[str, OnValid]:
         """By the model's name."""
-        rows, found = self._rows(data, "valid"), {}
+        found = {}
         for fit in (fit for fits in judged.values() for fit in fits):
             predictions = self._predict(fit, data, "valid", baselines)
             found[fit.model.name] = on_valid(predictions, rows, self.decision, self.spec.seed)
         return found
 
     def _fix_nominees(
-        self, judged: Mapping[str, Sequence[Fit]], valid: Mapping[str, OnValid], data: Any
+        self, judged: Mapping[str, Sequence[Fit]], valid: Mapping[str, OnValid], data: Any, rows: Rows
     ) -> list[dict[str, Any]]:
         """Choose by valid alone and write it down once; what was written down before stays.
 
@@ -201,7 +208,6 @@ class _Conclusion:
             values = [valid[fit.model.name] for fit in fits]
             return any(v.feasible for v in values), float(np.mean([v.pr_auc for v in values]))
 
-        rows = self._rows(data, "valid")
         arms = sorted(self._searched(judged), key=lambda arm: rank(judged[arm]), reverse=True)
         nominees = []
         for arm in arms[: self.plan.nominees]:
@@ -240,8 +246,10 @@ class _Conclusion:
             "best": ranked[0][1] if ranked else None,
         }
 
-    def _importance(self, fits: Sequence[Fit], valid: Mapping[str, OnValid], data: Any) -> dict[str, Any] | None:
-        rows, drops = self._rows(data, "valid"), {}
+    def _importance(
+        self, fits: Sequence[Fit], valid: Mapping[str, OnValid], data: Any, rows: Rows
+    ) -> dict[str, Any] | None:
+        drops: dict[str, list[float]] = {}
         for fit in fits:
 
             def measure(fit: Fit = fit) -> dict[str, float]:
@@ -332,11 +340,11 @@ class _Conclusion:
         assert fit is not None
         assert fit.checkpoint is not None
         folder = self.folder / "model"
-        with disk_errors(folder):
+        with disk_errors(folder, "it"):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             self.trainer.export(fit.checkpoint, data, folder)
-            (folder / "verdict.json").write_text(
+            (folder / registry.VERDICT).write_text(
                 json.dumps(self._verdict_of(nominee, fit, document, findings), indent=1, allow_nan=False) + "\n"
             )
         row = registry.add_candidate(

@@ -176,9 +176,8 @@ class Worker:
         try:
             config = self.trainer.Config.model_validate(self._config(claim))
             spec = self.study.spec
-            run = Run(
-                directory, spec.seed_of(claim.number), self.options.torch_device, claim.attempt, spec.decision
-            )
+            seed, device = spec.seed_of(claim.number), self.options.torch_device
+            run = Run(directory, seed, device, claim.attempt, spec.decision, spec.objective)
             self._patiently(reporter.resume, "resume")
             with self._uploading(claim, directory) as uploads:
                 self._held = (claim, uploads)

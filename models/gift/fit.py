@@ -7,6 +7,7 @@ equals an uninterrupted one without any generator's state being stored.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -101,7 +102,7 @@ class Training:
         self.generator = torch.Generator(self.device)
         self.network.set_generator(self.generator)
         self.next_epoch, self.elapsed_s = 0, 0.0
-        self.best_step, self.best_value = -1, -1.0
+        self.best_step, self.best_value = -1, -math.inf
 
     @property
     def finished(self) -> bool:
@@ -120,7 +121,7 @@ class Training:
         if not bool(found.isfinite().all()):
             raise FloatingPointError(f"epoch {step}: an output is not finite on valid; lower optimizer.lr")
         metrics |= self.validation.measure(found)
-        value = metrics[f"valid/{task}/pr_auc"]
+        value = self.run.value(metrics)
         is_best = value > self.best_value
         if is_best:
             self.best_step, self.best_value = step, value

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from models import get_trainer
-from models.baselines import BASELINES
-from models.trainer import Decision, FrozenModel, InputError, Problem
-from tuner import spec as spec_module
-from tuner.spec import Objective, PrunerSpec, Spec, SpecError, VerdictSpec, check_spec, differences, load_spec
+from models.trainer import Decision, FrozenModel, InputError, Objective, Problem
+from tuner.spec import PrunerSpec, Spec, SpecError, VerdictSpec, check_spec, differences, load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("mvp13", "census")
@@ -750,10 +748,6 @@ def test_replicates_are_never_pruned(small: Path):
 
 
 # -- small things -------------------------------------------------------------------------------------------
-
-
-def test_the_baselines_that_no_arm_is_called_like_are_those_of_an_evaluation():
-    assert spec_module._BASELINES == BASELINES
 
 
 def test_a_specification_without_arms_has_one(small: Path):
