@@ -1,0 +1,1 @@
+"""Gradient-boosted trees on daily bars of stocks: which will rise within days, under a precision constraint."""

@@ -1,0 +1,186 @@
+"""The data of the stock model: what the specification says, and what the trainer gets.
+
+Nothing here imports torch or xgboost: the coordinator of a search runs this code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from models.trainer import DataSpec, FrozenModel, Manifest, Role
+
+TASK = "rise"  # the one task: does the stock rise enough within the horizon?
+
+Column = Annotated[str, Field(min_length=1)]
+
+
+class BarColumns(FrozenModel):
+    """What the columns of the bars are called; Tushare's names by default.
+
+    Optional ones are null where the files have none. With `adjusted_close` all prices of a bar are multiplied by
+    adjusted_close / close.
+    """
+
+    symbol: Column = "ts_code"
+    date: Column = "trade_date"
+    open: Column = "open"
+    high: Column = "high"
+    low: Column = "low"
+    close: Column = "close"
+    volume: Column = "vol"
+    pre_close: Column | None = "pre_close"
+    amount: Column | None = "amount"
+    adjusted_close: Column | None = None
+
+
+class Market(FrozenModel):
+    """The file of the market's index and its columns."""
+
+    file: Column
+    date: Column = "date"
+    close: Column = "close"
+
+
+class Listing(FrozenModel):
+    """The table of stocks: which industry each is of, and since when it is listed (null: not known).
+
+    `prefix` is what stands before a symbol in this table and not in the bars (`$XOM`).
+    """
+
+    file: Column
+    symbol: Column = "ts_code"
+    industry: Column | None = "industry"
+    listed: Column | None = "list_date"
+    prefix: str = ""
+
+
+class Label(FrozenModel):
+    """What a rise is: the best `exit` price of the market days t + first .. t + last is at least `min_return` above
+    the entry price, the close of t or the open of t + 1."""
+
+    entry: Literal["close", "next_open"] = "close"
+    exit: Literal["close", "high"] = "close"
+    first: int = Field(default=3, ge=1)
+    last: int = Field(default=5, ge=1, le=60)
+    min_return: float = Field(default=0.04, gt=0.0, lt=10.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Label:
+        if self.first > self.last:
+            raise ValueError(f"first: expected at most last ({self.last}), got {self.first}")
+        return self
+
+
+class Universe(FrozenModel):
+    """Which bars may be entries.
+
+    Args:
+        n_stocks: of the stocks that have a bar in the first year, so many, drawn by a hash of symbol and
+            `seed`, which knows nothing of their future; null for all stocks.
+        min_history: bars of a stock before one that counts, and so without its first days of listing.
+        start, end: bars outside are not read; null for all.
+        limit_up: a bar that closes at its high with a rise of at least this share could not be bought; by prefix of
+            the symbol, `default` for all others, null where there is no limit.
+    """
+
+    n_stocks: int | None = Field(default=None, ge=2)
+    seed: int = Field(default=0, ge=0)
+    min_history: int = Field(default=60, ge=20)
+    start: date | None = None
+    end: date | None = None
+    limit_up: dict[str, float | None] = Field(default_factory=lambda: {"default": None})
+
+
+class Split(FrozenModel):
+    """How market days get their role: by shares of the days, or by the first day of each role but train.
+
+    A bar whose label's window, and `embargo` days more, is not over before the next role begins has no role: so no
+    label knows of a day that another role is about. With `folds` > 1 valid is cut into so many parts of
+    equal length; the model of fold i is trained on train and the parts before it, purged alike, and measured on
+    part i. The last fold's model is the one that goes on to calibrate and test.
+    """
+
+    train: float | None = Field(default=0.60, gt=0.0, lt=1.0)
+    valid: float | date = 0.10
+    calibrate: float | date = 0.10
+    test: float | date = 0.20
+    embargo: int = Field(default=0, ge=0, le=250)
+    folds: int = Field(default=1, ge=1, le=20)
+
+
+class StockData(FrozenModel):
+    """The `data` section of a specification.
+
+    `bars` is a parquet or CSV file in the folder, or a sub-folder with a CSV file a stock. Without an `index` the
+    equal-weighted mean of all stocks is the market.
+    """
+
+    path: Path
+    bars: Column = "daily.parquet"
+    columns: BarColumns = BarColumns()
+    index: Market | None = None
+    listing: Listing | None = None
+    label: Label = Label()
+    universe: Universe = Universe()
+    split: Split = Split()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One opened role, memory-mapped read-only, sorted by (day, stock).
+
+    Shape:
+        features: [N, D] float32, NaN where unknown. labels: [N] float32, 0 or 1, all known.
+        day, stock: [N] int32, indexes into the dataset's `dates` and `stocks`.
+        label_end: [N] int32, the last day of the label's window. row: [N] int64, the row's number in `score`.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    day: np.ndarray
+    stock: np.ndarray
+    label_end: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class StockDataset:
+    """A prepared dataset with some roles opened.
+
+    `statistics` is all that preparation found out, as JSON; of it `feature_mean` and `feature_std` [D] are those of
+    train, `base_rate` its share of positives, `roles` counts and days by role.
+    """
+
+    manifest: Manifest
+    options: StockData
+    statistics: Mapping[str, Any]
+    feature_names: tuple[str, ...]
+    dates: np.ndarray
+    stocks: tuple[str, ...]
+    parts: Mapping[Role, Part]
+
+    def part(self, role: Role) -> Part:
+        """The arrays of `role`. Raises KeyError where it was not asked for when the dataset was loaded."""
+        if role not in self.parts:
+            raise KeyError(f"role {role} was not opened (opened: {', '.join(self.parts)})")
+        return self.parts[role]
+
+
+def load(data: DataSpec, roles: frozenset[Role]) -> StockDataset:
+    """Prepares the data once (content-addressed, under a lock) and opens only `roles`.
+
+    Raises:
+        InputError: missing or malformed input; a role of `roles` without rows, or without both values of the label.
+        DiskError: the cache's disk is full or read-only.
+    """
+    raise NotImplementedError
