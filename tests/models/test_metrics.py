@@ -55,6 +55,47 @@ def test_equal_to_scikit_learn(data: tuple) -> None:
     assert found["pr_auc_se"] == pytest.approx(math.sqrt(max(precision * (1 - precision), 0) / labels.sum()))
 
 
+def delong_se(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The variance of DeLong et al. 1988 by its definition, with the number of rows for its degrees of freedom."""
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    by_positive, by_negative = wins.mean(1), wins.mean(0)
+    variance = by_positive.var() / len(positive) + by_negative.var() / len(negative)
+    return math.sqrt(variance * len(scores) / (len(scores) - 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows())
+def test_the_error_of_the_roc_is_delongs(data: tuple) -> None:
+    scores, labels, _ = data
+    assert ranked(scores, labels).roc_auc_se().item() == pytest.approx(delong_se(scores, labels), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows(), st.integers(2, 4))
+def test_copies_of_a_row_in_one_unit_add_nothing_to_what_is_known_of_the_roc(data: tuple, copies: int) -> None:
+    scores, labels, _ = data
+    unit = torch.from_numpy(np.tile(np.arange(len(labels)), copies) * 7 - 3)
+    copied = ranked(np.tile(scores, copies), np.tile(labels, copies))
+    assert copied.roc_auc_se(unit).item() == pytest.approx(delong_se(scores, labels), abs=1e-12)
+
+
+def test_the_error_of_the_roc_by_units_is_the_spread_of_fresh_samples() -> None:
+    """60 days of 30 rows whose labels and scores hang together; by rows it would be far too small."""
+    rng = np.random.default_rng(0)
+    day = np.repeat(np.arange(60), 30)
+    found, by_unit, by_row = [], [], []
+    for _ in range(400):
+        level = rng.normal(size=60)[day]
+        labels = (rng.normal(size=len(day)) + 0.7 * level > 0.5).astype(np.float32)
+        ranking = ranked(0.7 * level + labels + rng.normal(size=len(day)), labels)
+        found.append(ranking.roc_auc().item())
+        by_unit.append(ranking.roc_auc_se(torch.from_numpy(day)).item())
+        by_row.append(ranking.roc_auc_se().item())
+    assert np.mean(by_unit) == pytest.approx(np.std(found), rel=0.1)
+    assert np.mean(by_row) < 0.8 * np.std(found)
+
+
 @pytest.mark.parametrize("decimals", [0, 2, 7])
 def test_equal_to_scikit_learn_on_many_rows(decimals: int) -> None:
     rng = np.random.default_rng(1)
