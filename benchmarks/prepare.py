@@ -23,7 +23,7 @@ from pathlib import Path
 started = time.perf_counter()
 import models
 from models.trainer import SEARCH_ROLES, DataSpec
-from tuner.spec import load_spec
+from tuner.spec_checks import load_spec
 trainer = models.get_trainer("gift")
 imported = time.perf_counter()
 options = trainer.Data.model_validate(load_spec("mvp13").data)

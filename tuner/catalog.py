@@ -14,7 +14,7 @@ from storage.runs import Store, StudyRow, WorkerRow
 from storage.tables import check_schema, has_schema
 from tuner.optuna_storage import RetryingStorage
 from tuner.optuna_study import delete_study
-from tuner.spec import SpecError, load_spec
+from tuner.spec_checks import SpecError, load_spec
 from tuner.study import Study
 from tuner.uploads import Uploads
 

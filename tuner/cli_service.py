@@ -140,7 +140,7 @@ def logs(study: str | None, name: str | None, runs: str, follow: bool) -> int:
     """What the processes of this machine wrote: all their log files, in the order of time."""
     from models.trainer import InputError
     from tuner.logs import merged
-    from tuner.spec import load_spec
+    from tuner.spec_checks import load_spec
 
     folder = Path(runs) / "worker-logs"
     if study is not None or name is not None:

@@ -28,7 +28,8 @@ from tuner.catalog import check_database
 from tuner.crew import Crew, RunFailed, choose_devices
 from tuner.notify import Notifier
 from tuner.optuna_study import IGNORES_CONSTRAINTS, Search, create_optuna_schema
-from tuner.spec import MAX_NAME, STUDY_NAME, Spec, check_spec, differences, load_spec
+from tuner.spec import MAX_NAME, STUDY_NAME, Spec, differences
+from tuner.spec_checks import check_spec, load_spec
 from tuner.study import Study
 from tuner.summary import StudySummary, as_json, summarize
 from tuner.uploads import Uploads

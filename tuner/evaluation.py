@@ -27,7 +27,7 @@ from tuner.catalog import find_name, open_database
 from tuner.coordinator import EVALUATION_NAME, Observer, Watch, create_study, local_crew, refuse_leftovers
 from tuner.crew import POLL_S, RunFailed, choose_devices
 from tuner.plan import Plan, make_plan, spec_of_fits
-from tuner.spec import load_spec
+from tuner.spec_checks import load_spec
 from tuner.study import Study
 from tuner.summary import summarize
 from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions

@@ -26,7 +26,7 @@ from tuner.background import EVALUATE_LOCK, running_alone
 from tuner.crew import RunFailed
 from tuner.evaluation import EvaluateOptions, evaluate, newest_document
 from tuner.plan import Plan, make_plan, overlay_to, spec_of_fits
-from tuner.spec import check_spec
+from tuner.spec_checks import check_spec
 from tuner.study import Study, TooManyFailures
 from tuner.tree import merge
 from tuner.worker import Worker, WorkerOptions

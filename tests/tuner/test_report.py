@@ -27,7 +27,7 @@ from tuner.report_html import html_report
 from tuner.report_markdown import markdown_report
 from tuner.report_page import make_page
 from tuner.report_text import conclusion, implications, verdict_lines
-from tuner.spec import load_spec
+from tuner.spec_checks import load_spec
 
 NAMES = (
     *(

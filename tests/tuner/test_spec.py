@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 
 from models import get_trainer
 from models.trainer import Decision, FrozenModel, InputError, Objective, Problem
-from tuner.spec import PrunerSpec, Spec, SpecError, VerdictSpec, check_spec, differences, load_spec
+from tuner.spec import PrunerSpec, Spec, VerdictSpec, differences
+from tuner.spec_checks import SpecError, check_spec, load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("mvp13", "census")
@@ -202,7 +203,7 @@ def test_census_targets_and_weights_are_no_features():
 
 def test_reading_a_specification_needs_nothing_heavy():
     code = (
-        "import sys; from tuner.spec import load_spec; load_spec('mvp13');"
+        "import sys; from tuner.spec_checks import load_spec; load_spec('mvp13');"
         "print([m for m in ('torch', 'optuna', 'pandas', 'sqlalchemy', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -223,8 +224,10 @@ def test_a_study_is_a_name_or_a_path(small: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_unknown_study_lists_the_known_ones(small: Path):
+    known = sorted({path.stem for path in (ROOT / "configs").glob("*.yaml")} | {"small"})
+    assert set(SHIPPED) < set(known)
     assert faults("smal") == [
-        "--study smal: expected one of census, mvp13, small, got 'smal'; did you mean 'small'? "
+        f"--study smal: expected one of {', '.join(known)}, got 'smal'; did you mean 'small'? "
         "(or the path of a file)"
     ]
     assert faults("no/where.yaml") == ["--study no/where.yaml: expected a YAML file, found none there"]

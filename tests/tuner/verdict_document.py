@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from storage.rows import StudyRow
-from tuner.spec import load_spec
+from tuner.spec_checks import load_spec
 from tuner.summary import STATES, StudySummary, TrialSummary
 
 CENSUS_ARMS = {
