@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Role = Literal["train", "valid", "calibrate", "test"]
 ROLES: tuple[Role, ...] = ("train", "valid", "calibrate", "test")
@@ -36,22 +36,33 @@ class Decision(FrozenModel):
     """How a decision threshold is chosen on the validation scores of one binary task.
 
     A threshold is feasible iff the lower Clopper-Pearson bound of its precision, at `confidence`
-    (one-sided), reaches `target_precision` on at least `min_selected` rows. `range` restricts the
-    threshold, as probabilities. `unit` names what is exchangeable (a row, or a column such as the user).
+    (one-sided), reaches `target_precision` on at least `min_selected` rows. `range` (read under the name
+    `threshold_range` too) restricts the threshold, as probabilities. `unit` names what is exchangeable (a row, or a
+    column such as the user).
     """
 
     task: str
     target_precision: float = Field(gt=0.0, lt=1.0)
     confidence: float = Field(default=0.9, gt=0.0, lt=1.0)
     min_selected: int = Field(default=30, ge=1)
-    range: tuple[float, float] | None = None
+    range: tuple[float, float] | None = Field(
+        default=None, validation_alias=AliasChoices("range", "threshold_range")
+    )
     unit: str = "row"
 
-    @model_validator(mode="after")
-    def _range_is_ordered(self) -> Decision:
-        if self.range is not None and not 0.0 <= self.range[0] < self.range[1] <= 1.0:
-            raise ValueError(f"range: expected 0 <= low < high <= 1, got {list(self.range)}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _range_is_given_once(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and {"range", "threshold_range"} <= set(values):
+            raise ValueError("range: expected range or threshold_range, which is the same, got both; remove one")
+        return values
+
+    @field_validator("range")
+    @classmethod
+    def _range_is_ordered(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and not 0.0 <= bounds[0] < bounds[1] <= 1.0:
+            raise ValueError(f"expected 0 <= low < high <= 1, got {list(bounds)}")
+        return bounds
 
 
 class Objective(FrozenModel):
@@ -236,6 +247,8 @@ class ScoredRows:
     `first_row` counts from 0. `n_rows` is the number of rows of the whole source, None where it is not known before
     its end. `keys` are columns of the source that say which row is which, each [N]; there may be none. `time` names
     the one that rows are ordered by in time, so that the newest can be shown; None where there is no such order.
+    `eligible` names a boolean one: where it is False the row was no example in training and cannot be acted upon (a
+    bar that could not be bought), so it is never selected, whatever its score; None: every row can be.
     """
 
     first_row: int
@@ -243,6 +256,7 @@ class ScoredRows:
     keys: Mapping[str, np.ndarray]
     predictions: Predictions
     time: str | None = None
+    eligible: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from models.trainer import Decision, FrozenModel, Objective
 from tuner.source import Source
@@ -19,6 +19,9 @@ from tuner.tree import leaves
 # A study's name is the name of its folder: it must not lead out of the folder of runs.
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 MAX_NAME = 100
+
+# Other names of a metric.
+_ALSO = {"auc": "roc_auc"}
 
 # Tells the seeds of replicates from others that are derived from a study's.
 _REPLICATES = 0x65_76_61_6C
@@ -133,6 +136,7 @@ class GateSpec(FrozenModel):
 class Spec(FrozenModel):
     """A study as it was specified. `data` and `config` are held against the trainer by `check_spec`.
 
+    `objective.metric` may be written without `valid/<task>/`, the decision's task, and is kept with it.
     `arms` are overlays on `config`, in the order in which they are dealt; `n_trials` counts ended trials. `notify`
     names a webhook that is told when the study finishes, stalls or keeps failing. With `replicate` nothing is
     searched: every arm is trained again and again, each time with the next seed.
@@ -165,6 +169,11 @@ class Spec(FrozenModel):
         if isinstance(arms, Mapping):
             return {name: {} if overlay is None else overlay for name, overlay in arms.items()}
         return arms
+
+    @field_validator("objective")
+    @classmethod
+    def _metric_has_its_full_name(cls, objective: Objective, info: ValidationInfo) -> Objective:
+        return in_full(objective, info.data.get("decision"))
 
     @model_validator(mode="after")
     def _replicates_search_nothing(self) -> Spec:
@@ -208,6 +217,14 @@ class Spec(FrozenModel):
     def from_json(cls, text: str) -> Spec:
         """The specification that `to_json` wrote. Raises pydantic's ValidationError on anything else."""
         return cls.model_validate_json(text)
+
+
+def in_full(objective: Objective, decision: Decision | None) -> Objective:
+    """The objective with the full name of its metric: `roc_auc` is `valid/<task of the decision>/roc_auc`."""
+    if decision is None or "/" in objective.metric:
+        return objective
+    name = _ALSO.get(objective.metric, objective.metric)
+    return objective.model_copy(update={"metric": f"valid/{decision.task}/{name}"})
 
 
 _FREE = ("study", "description", "n_trials", "max_failures_in_a_row", "data.path", "notify")

@@ -18,7 +18,7 @@ from models import BASELINES, TRAINERS, get_trainer
 from models.trainer import Decision, FrozenModel, InputError, Objective, Problem, Trainer
 from tuner.source import Source, expected_one_of, problems_of, read_tree, show
 from tuner.space import Dimension, Space, parse_space
-from tuner.spec import Spec, VerdictSpec
+from tuner.spec import Spec, VerdictSpec, in_full
 from tuner.tree import find, merge, put, same, settles
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +163,7 @@ class _Parts:
         arms = {name: arm for name, arm in arms.items() if isinstance(arm, dict)}
         trainer = tree.get("trainer") if isinstance(tree.get("trainer"), str) else None
         decision, objective = model("decision", Decision), model("objective", Objective)
+        objective = None if objective is None else in_full(objective, decision)
         verdict, replicate = model("verdict", VerdictSpec), tree.get("replicate") is True
         return cls(
             trainer, mapping("data"), decision, objective, mapping("config"), arms, space, verdict, replicate

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from models import get_trainer
+from models.stock.data import StockData
+from models.stock.trainer import StockConfig
 from models.trainer import Decision, FrozenModel, InputError, Objective, Problem
 from tuner.spec import PrunerSpec, Spec, VerdictSpec, differences
 from tuner.spec_checks import SpecError, check_spec, load_spec
@@ -389,7 +391,13 @@ def test_scalars_are_those_of_yaml_1_2(small: Path):
         (
             "metric: valid/gift/pr_auc",
             "metric: loss",
-            ":5: objective.metric: expected a metric of the decision's task",
+            ":5: objective.direction: expected minimize for valid/gift/loss, got maximize",
+        ),
+        ("metric: valid/gift/pr_auc", "metric: rocauc", ":5: objective.metric: unknown metric: expected one of "),
+        (
+            "metric: valid/gift/pr_auc",
+            "metric: gift/pr_auc",
+            ":5: objective.metric: expected a metric of the decision's task (valid/gift/pr_auc), got 'gift/pr_auc'",
         ),
         (
             "gift/pr_auc",
@@ -410,6 +418,21 @@ def test_scalars_are_those_of_yaml_1_2(small: Path):
             "task: gift, target_precision",
             "task: gift, rang: 1, target_precision",
             ":4: decision.rang: unknown key: ",
+        ),
+        (
+            "task: gift, target",
+            "task: gift, threshold_range: [0.45, 0.15], target",
+            ":4: decision.threshold_range: expected 0 <= low < high <= 1, got [0.45, 0.15]",
+        ),
+        (
+            "task: gift, target",
+            "task: gift, threshold_range: [low, 0.15], target",
+            ":4: decision.threshold_range.0: expected a number, got 'low'",
+        ),
+        (
+            "task: gift, target",
+            "task: gift, threshold_range: [0.1, 0.2], range: [0.1, 0.2], target",
+            ":4: decision.range: expected range or threshold_range, which is the same, got both; remove one",
         ),
         (
             "arms:\n",
@@ -748,6 +771,104 @@ def test_replicates_have_a_seed_a_round_that_all_arms_share(small: Path):
 def test_replicates_are_never_pruned(small: Path):
     with pytest.raises(SpecError, match=r"replicate: expected `pruner: \{name: none\}`"):
         load_spec("small", ["replicate=true", "space=null"])
+
+
+# -- other names ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written_as", "kept"), [("pr_auc", "pr_auc"), ("roc_auc", "roc_auc"), ("auc", "roc_auc"), ("ece", "ece")]
+)
+def test_a_metric_without_its_task_is_that_of_the_decision(small: Path, written_as: str, kept: str):
+    direction = "minimize" if kept == "ece" else "maximize"
+    short = load_spec("small", [f"objective={{metric: {written_as}, direction: {direction}}}"])
+    full = load_spec("small", [f"objective={{metric: valid/gift/{kept}, direction: {direction}}}"])
+    assert short.objective.metric == f"valid/gift/{kept}"
+    assert short == full
+    assert short.to_json() == full.to_json()
+    assert differences(Spec.from_json(full.to_json()), short) == []
+    check_spec(short, SmallTrainer())
+
+
+def test_a_metric_without_its_task_is_known_beside_other_faults(small: Path):
+    written(small, ("valid/gift/pr_auc", "auc"), ("weight: 0.3", "weight: heavy"), ("study: small", "study: a/b"))
+    assert {fault.split(": ")[1] for fault in faults()} == {"study", "config.tasks.gift.weight"}
+
+
+def test_of_an_unknown_decision_a_short_metric_says_nothing(small: Path):
+    written(small, ("valid/gift/pr_auc", "auc"), ("target_precision: 0.5", "target_precision: 5"))
+    (fault,) = faults()
+    assert fault.startswith("configs/small.yaml:4: decision.target_precision: expected a number below 1")
+
+
+def test_the_range_of_thresholds_has_two_names(small: Path):
+    other = load_spec("small", ["decision.threshold_range=[0.15, 0.45]"])
+    plain = load_spec("small", ["decision.range=[0.15, 0.45]"])
+    assert other == plain
+    assert other.decision.range == (0.15, 0.45)
+    assert other.to_json() == plain.to_json()
+    assert "threshold_range" not in other.to_json() + other.to_yaml()
+    assert differences(load_spec("small"), other) == ["decision.range: null -> [0.15, 0.45]"]
+
+
+def test_the_range_of_thresholds_is_told_at_its_own_line(small: Path):
+    """Where every key has a line, the fault is at that of the name that was written."""
+    block = "decision:\n  task: gift\n  target_precision: 0.5\n  threshold_range: [0.5, 0.1]\n"
+    written(small, ("decision: {task: gift, target_precision: 0.5}\n", block))
+    assert faults() == [
+        "configs/small.yaml:7: decision.threshold_range: expected 0 <= low < high <= 1, got [0.5, 0.1]"
+    ]
+
+
+SKETCH = """\
+study: sketch
+trainer: tests.tuner.test_spec:SketchTrainer
+n_trials: 50
+data: {path: bars, universe: {n_stocks: 150}, label: {min_return: 0.04}}
+decision: {task: rise, target_precision: 0.6, threshold_range: [0.15, 0.45]}
+objective: {metric: auc}
+config: {booster: {tree_method: hist, max_bin: 128}}
+"""
+
+
+class SketchTrainer:
+    Config = StockConfig
+    Data = StockData
+
+    def check(self, config: StockConfig, data: StockData, decision: Decision) -> list[Problem]:
+        return []
+
+
+def test_the_options_of_the_sketch_of_stock_keep_their_names(small: Path):
+    (small.parent / "sketch.yaml").write_text(SKETCH)
+    spec = load_spec("sketch")
+    check_spec(spec, SketchTrainer())
+    data, config = StockData.model_validate(spec.data), StockConfig.model_validate(spec.config)
+    assert (spec.n_trials, spec.objective.metric) == (50, "valid/rise/roc_auc")
+    assert (spec.decision.target_precision, spec.decision.range) == (0.6, (0.15, 0.45))
+    assert (config.booster.tree_method, config.booster.max_bin) == ("hist", 128)
+    assert (data.universe.n_stocks, data.label.min_return) == (150, 0.04)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("n_trials: 50", "n_trials: many", ":3: n_trials: expected a whole number, got 'many'"),
+        ("n_stocks: 150", "n_stocks: 1", ":4: data.universe.n_stocks: expected a number of at least 2, got 1"),
+        ("min_return: 0.04", "min_return: 0", ":4: data.label.min_return: expected a number above 0, got 0"),
+        ("target_precision: 0.6", "target_precision: 1", ":5: decision.target_precision: expected a number below"),
+        ("metric: auc", "metric: aucs", ":6: objective.metric: unknown metric: expected one of "),
+        ("tree_method: hist", "tree_method: exact", ":7: config.booster.tree_method: expected 'hist', got 'exact'"),
+        ("max_bin: 128", "max_bin: 1", ":7: config.booster.max_bin: expected a number of at least 2, got 1"),
+    ],
+)
+def test_faults_of_the_options_of_the_sketch(small: Path, old: str, new: str, expected: str):
+    (small.parent / "sketch.yaml").write_text(SKETCH)
+    written(small.parent / "sketch.yaml", (old, new))
+    with pytest.raises(SpecError) as raised:
+        check_spec(load_spec("sketch"), SketchTrainer())
+    (fault,) = raised.value.problems
+    assert fault.startswith("configs/sketch.yaml" + expected)
 
 
 # -- small things -------------------------------------------------------------------------------------------
