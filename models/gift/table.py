@@ -6,21 +6,30 @@ the usual spellings (NA, NaN, null, ...). Every fault names the file, and the li
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from models.columns import (
+    Place,
+    csv_header,
+    csv_options,
+    float32_numbers,
+    is_number,
+    levels,
+    numbers,
+    read_columns,
+    reading,
+    refuse,
+    refuse_absent,
+    refuse_missing,
+)
 from models.gift.data import Categories, GiftData, RawTable, Task
 from models.gift.split import level_hashes, local_days
 from models.trainer import InputError
@@ -30,6 +39,7 @@ SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _BUFFER_BYTES = 1 << 18  # of each column of a parquet file
 _BLOCK_BYTES = 1 << 22  # of a CSV file
 _PIECE_ROWS = 1 << 14
+_NO_NUMBER = "mend it, or list the column among categorical_columns"
 _FIRST_MS, _LAST_MS = 10**11, 253_402_128_000_000  # whole numbers between them can be ms since the epoch
 
 
@@ -46,27 +56,6 @@ def table_file(path: Path) -> Path:
         names = ", ".join(p.name for p in found[:5]) or "none"
         raise InputError(f"{path}: expected exactly one table file in the folder, got {names}; name the file")
     return found[0]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where rows lie: from data row `first` (from 0) of `file` on."""
-
-    file: Path
-    first: int = 0
-
-    def of_row(self, row: int) -> str:
-        """The line of a text file, else the row's number. `row` counts from `first`."""
-        number = self.first + row
-        if not self.file.name.endswith(".parquet"):
-            for index, (line, _fields) in enumerate(_csv_lines(self.file)):
-                if index == number + 1:
-                    return f"{self.file}:{line}"
-        return f"{self.file}: row {number + 1}"
-
-    def refuse(self, row: int, column: str, expected: str, got: str) -> NoReturn:
-        """Raises InputError about one value."""
-        raise InputError(f"{self.of_row(row)}: column {column}: {expected}, got {got}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ def read(file: Path, options: GiftData) -> RawTable:
             expected, a label outside {0, 1}, a negative target under log1p.
     """
     tasks = options.task_list()
-    table = _read_columns(file, _wanted(options, tasks))
+    table = read_columns(file, _wanted(options, tasks))
     if not table.num_rows:
         raise InputError(f"{file}: expected a table with rows, got an empty one")
     place = Place(file)
@@ -105,7 +94,7 @@ def read(file: Path, options: GiftData) -> RawTable:
     facts: dict[str, Any] = {"rows": {"table": table.num_rows}, "files": {"table": file.name}}
     if by == "group" and column is not None:
         group = _categories(place, column, table[column])
-        _refuse_missing(place, column, group.codes < 0)
+        refuse_missing(place, column, group.codes < 0)
         key, unit = level_hashes(group.levels)[group.codes], group.codes.astype(np.int64)
     elif by in ("day", "time") and column is not None:
         order, facts["order_is_time"] = _times(place, column, table)
@@ -124,7 +113,7 @@ def stream_features(file: Path, options: GiftData, batch_rows: int) -> Iterator[
     """
     names = [*options.numeric_columns, *options.categorical_columns]
     first = 0
-    with _reading(file):
+    with reading(file):
         n_rows, batches = _opened(file, names, batch_rows)
         for table in _regrouped(batches, batch_rows):
             place = Place(file, first)
@@ -139,11 +128,11 @@ def _opened(file: Path, names: list[str], batch_rows: int) -> tuple[int | None, 
     if file.name.endswith(".parquet"):
         # Buffered: a column of a row group is otherwise read as a whole, and one group may be the whole file.
         source = pa.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        _refuse_absent(file, names, source.schema_arrow.names)
+        refuse_absent(file, names, source.schema_arrow.names)
         return source.metadata.num_rows, _parquet_pieces(source, names, min(batch_rows, _PIECE_ROWS))
-    _refuse_absent(file, names, _csv_header(file))
+    refuse_absent(file, names, csv_header(file))
     read_options = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
-    return None, iter(pa.csv.open_csv(file, read_options, **_csv_options(names)))
+    return None, iter(pa.csv.open_csv(file, read_options, **csv_options(file, names)))
 
 
 def _parquet_pieces(source: pa.parquet.ParquetFile, names: list[str], size: int) -> Iterator[pa.RecordBatch]:
@@ -174,158 +163,15 @@ def _wanted(options: GiftData, tasks: Sequence[Task]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _read_columns(file: Path, names: list[str]) -> pa.Table:
-    with _reading(file):
-        if file.name.endswith(".parquet"):
-            with pa.parquet.ParquetFile(file) as source:
-                _refuse_absent(file, names, source.schema_arrow.names)
-                return source.read(columns=names)
-        _refuse_absent(file, names, _csv_header(file))
-        return pa.csv.read_csv(file, **_csv_options(names))
-
-
-def _csv_options(names: list[str]) -> dict[str, Any]:
-    return {
-        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
-        "convert_options": pa.csv.ConvertOptions(
-            include_columns=names,
-            column_types={name: pa.string() for name in names},
-            strings_can_be_null=True,
-        ),
-    }
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turns what cannot be read into an InputError about `file`."""
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise InputError(_malformed(file, error)) from error
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-        raise InputError(f"{file}: expected a whole table file, got: {_one_line(error)}") from error
-
-
-def _csv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each record that is not blank."""
-    opener = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as text:
-        reader = csv.reader(text)
-        for fields in reader:
-            if fields:
-                yield reader.line_num, fields
-
-
-def _csv_header(file: Path) -> list[str]:
-    header = next(_csv_lines(file), None)
-    if header is None:
-        raise InputError(f"{file}: expected a header line and rows, got an empty file")
-    twice = {name for name in header[1] if header[1].count(name) > 1}
-    if twice:
-        raise InputError(f"{file}:1: expected distinct column names, got {', '.join(sorted(twice))} twice")
-    return header[1]
-
-
-def _malformed(file: Path, error: Exception) -> str:
-    if not file.name.endswith(".parquet"):
-        width = len(_csv_header(file))
-        for line, fields in _csv_lines(file):
-            if len(fields) != width:
-                return f"{file}:{line}: expected {width} fields as in the header, got {len(fields)}"
-    return f"{file}: expected a readable table, got: {_one_line(error)}"
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def _refuse_absent(file: Path, names: list[str], present: Sequence[str]) -> None:
-    absent = [name for name in names if name not in present]
-    if absent:
-        near = list(dict.fromkeys(m for n in absent for m in difflib.get_close_matches(n, present, 3, 0.5)))
-        hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(list(present)[:8])}"
-        raise InputError(f"{file}: expected column {', '.join(map(repr, absent))}, got none such; {hint}")
-
-
-def _refuse_missing(place: Place, column: str, missing: np.ndarray) -> None:
-    if missing.any():
-        place.refuse(int(np.argmax(missing)), column, "expected a value", "none")
-
-
-def _numbers(place: Place, name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """[N] float64, NaN where missing. Raises InputError with the first value that is no finite number."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
-    elif pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    try:
-        if pa.types.is_temporal(column.type):
-            raise pa.ArrowInvalid("a time is no number")
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False) if len(column) else np.zeros(0)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        row = next((i for i, value in enumerate(column) if value.is_valid and not _is_number(value)), 0)
-        raise InputError(
-            f"{place.of_row(row)}: column {name}: expected a number, got {str(column[row])[:60]!r}; "
-            "mend it, or list the column among categorical_columns"
-        ) from error
-    values = np.array(values, np.float64)
-    _refuse(place, name, values, np.isinf(values), "expected a finite number")
-    return values
-
-
-def _is_number(value: pa.Scalar) -> bool:
-    try:
-        value.cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return False
-    return True
-
-
-def _refuse(place: Place, name: str, values: np.ndarray, wrong: np.ndarray, expected: str) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        place.refuse(row, name, expected, f"{values[row]:g}")
-
-
 def _features(place: Place, table: pa.Table, options: GiftData) -> tuple[np.ndarray, dict[str, Categories]]:
     numeric = np.empty((table.num_rows, len(options.numeric_columns)), np.float32)
     for index, name in enumerate(options.numeric_columns):
-        numeric[:, index] = _feature(place, name, table)
+        numeric[:, index] = float32_numbers(place, name, table[name], _NO_NUMBER)
     return numeric, {name: _categories(place, name, table[name]) for name in options.categorical_columns}
 
 
-def _feature(place: Place, name: str, table: pa.Table) -> np.ndarray:
-    values = _numbers(place, name, table[name])
-    limit = float(np.finfo(np.float32).max)
-    _refuse(place, name, values, np.abs(values) > limit, f"expected a number within +-{limit:.3g}")
-    return values
-
-
 def _categories(place: Place, name: str, column: pa.ChunkedArray) -> Categories:
-    """Levels as text, sorted, so that codes do not hang on the order of rows."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type):  # parquet knows NaN beside null: as text it would be a level of its own
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    if not pa.types.is_string(column.type):
-        try:
-            column = column.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(
-                f"{place.file}: column {name}: expected texts, numbers or dates, got {column.type}; convert it"
-            ) from error
-    encoded = column.combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    levels = encoded.dictionary.to_pylist()
-    ranked = sorted(range(len(levels)), key=levels.__getitem__)
-    rank = np.full(len(levels) + 1, -1, np.int32)
-    rank[ranked] = np.arange(len(levels), dtype=np.int32)
-    codes = rank[np.asarray(encoded.indices.fill_null(len(levels)))]
-    return Categories(codes, tuple(levels[index] for index in ranked))
+    return Categories(*levels(place, name, column))
 
 
 def _label(place: Place, task: Task, table: pa.Table) -> np.ndarray:
@@ -336,9 +182,9 @@ def _label(place: Place, task: Task, table: pa.Table) -> np.ndarray:
         return np.where(np.isnan(values), np.nan, values > task.above)
     if task.kind == "binary":
         wrong = ~np.isnan(values) & (values != 0) & (values != 1)
-        _refuse(place, task.column, values, wrong, f"expected 0 or 1 for task {task.name} (or name `positive`)")
+        refuse(place, task.column, values, wrong, f"expected 0 or 1 for task {task.name} (or name `positive`)")
     elif task.transform == "log1p":
-        _refuse(place, task.column, values, values < 0, f"expected no negative value under log1p ({task.name})")
+        refuse(place, task.column, values, values < 0, f"expected no negative value under log1p ({task.name})")
     return values
 
 
@@ -346,7 +192,7 @@ def _numbers_of_label(place: Place, task: Task, table: pa.Table) -> np.ndarray:
     column = table[task.column]
     if task.kind == "binary" and task.above is None and not pa.types.is_boolean(column.type):
         found = _categories(place, task.column, column)
-        if found.levels and not any(_is_number(pa.scalar(level)) for level in found.levels):
+        if found.levels and not any(is_number(pa.scalar(level)) for level in found.levels):
             if not {level.strip().lower() for level in found.levels} <= {"true", "false"}:
                 raise InputError(
                     f"{place.file}: column {task.column}: expected 0 or 1 for task {task.name}, got "
@@ -354,7 +200,7 @@ def _numbers_of_label(place: Place, task: Task, table: pa.Table) -> np.ndarray:
                 )
             true = np.array([*(_same(level, True) for level in found.levels), False])
             return np.where(found.codes < 0, np.nan, true[found.codes])
-    return _numbers(place, task.column, column)
+    return numbers(place, task.column, column, _NO_NUMBER)
 
 
 def _is_positive(place: Place, task: Task, column: pa.ChunkedArray) -> np.ndarray:
@@ -387,7 +233,7 @@ def _times(place: Place, name: str, table: pa.Table) -> tuple[np.ndarray, bool]:
     """[N] int64, and whether these are ms since the epoch: dates are (without a zone: UTC); whole numbers are
     taken as they stand, and said to be times only where they can be ms of the years 1973 to 9999."""
     column = table[name]
-    _refuse_missing(place, name, np.asarray(column.is_null()))
+    refuse_missing(place, name, np.asarray(column.is_null()))
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_temporal(column.type):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from models.trainer import DataSpec, FrozenModel, Manifest, Role
+from models.trainer import ROLES, DataSpec, FrozenModel, Manifest, Role
 
 TASK = "rise"  # the one task: does the stock rise enough within the horizon?
 
@@ -24,11 +24,12 @@ Column = Annotated[str, Field(min_length=1)]
 class BarColumns(FrozenModel):
     """What the columns of the bars are called; Tushare's names by default.
 
-    Optional ones are null where the files have none. With `adjusted_close` all prices of a bar are multiplied by
+    Optional ones are null where the files have none: `symbol` in a folder with a CSV file a stock, whose names then
+    are the symbols. With `adjusted_close` all prices of a bar are multiplied by
     adjusted_close / close.
     """
 
-    symbol: Column = "ts_code"
+    symbol: Column | None = "ts_code"
     date: Column = "trade_date"
     open: Column = "open"
     high: Column = "high"
@@ -38,6 +39,18 @@ class BarColumns(FrozenModel):
     pre_close: Column | None = "pre_close"
     amount: Column | None = "amount"
     adjusted_close: Column | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> BarColumns:
+        columns = list(self.given().values())
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        if twice:
+            raise ValueError(f"expected a column of its own for each, got {', '.join(twice)} twice")
+        return self
+
+    def given(self) -> dict[str, str]:
+        """What is read -> the column that holds it, without what the files have not."""
+        return {name: column for name, column in self.model_dump().items() if column is not None}
 
 
 class Market(FrozenModel):
@@ -97,6 +110,20 @@ class Universe(FrozenModel):
     end: date | None = None
     limit_up: dict[str, float | None] = Field(default_factory=lambda: {"default": None})
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Universe:
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise ValueError(f"start: expected a day up to end ({self.end}), got {self.start}")
+        if "default" not in self.limit_up:
+            raise ValueError("limit_up: expected an entry `default` (null: no limit), got none")
+        wrong = {key: limit for key, limit in self.limit_up.items() if limit is not None and not 0 < limit < 1}
+        if wrong:
+            key, limit = next(iter(wrong.items()))
+            raise ValueError(
+                f"limit_up.{key}: expected a share between 0 and 1 such as 0.10, or null, got {limit:g}"
+            )
+        return self
+
 
 class Split(FrozenModel):
     """How market days get their role: by shares of the days, or by the first day of each role but train.
@@ -107,12 +134,41 @@ class Split(FrozenModel):
     part i. The last fold's model is the one that goes on to calibrate and test.
     """
 
-    train: float | None = Field(default=0.60, gt=0.0, lt=1.0)
+    train: float | None = 0.60
     valid: float | date = 0.10
     calibrate: float | date = 0.10
     test: float | date = 0.20
     embargo: int = Field(default=0, ge=0, le=250)
     folds: int = Field(default=1, ge=1, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_is_what_lies_before(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "train" not in values:
+            later = [values.get(role) for role in ROLES[1:]]
+            return {**values, "train": None} if any(isinstance(day, str | date) for day in later) else values
+        return values
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Split:
+        given = {role: getattr(self, role) for role in ROLES}
+        days = {role: day for role, day in given.items() if isinstance(day, date)}
+        shares = {role: share for role, share in given.items() if isinstance(share, float)}
+        wrong = {role: share for role, share in shares.items() if not 0.0 < share < 1.0}
+        if wrong:
+            role, share = next(iter(wrong.items()))
+            raise ValueError(f"{role}: expected a share between 0 and 1 or a day such as 2021-01-04, got {share:g}")
+        if days and (shares or len(days) < 3):
+            raise ValueError(
+                "expected shares of all four roles, or the first days of valid, calibrate and test and no share, "
+                f"got first days of {', '.join(days)} and shares of {', '.join(shares) or 'none'}"
+            )
+        if days and not days["valid"] < days["calibrate"] < days["test"]:
+            shown = ", ".join(map(str, days.values()))
+            raise ValueError(f"expected first days of valid, calibrate and test in their order, got {shown}")
+        if not days and abs(sum(shares.values()) - 1.0) > 1e-6:
+            raise ValueError(f"train + valid + calibrate + test: expected 1, got {sum(shares.values()):g}")
+        return self
 
 
 class StockData(FrozenModel):
@@ -130,6 +186,15 @@ class StockData(FrozenModel):
     label: Label = Label()
     universe: Universe = Universe()
     split: Split = Split()
+
+    @model_validator(mode="after")
+    def _inside_the_folder(self) -> StockData:
+        files = {"bars": self.bars, "index.file": self.index and self.index.file}
+        files |= {"listing.file": self.listing and self.listing.file}
+        for name, file in files.items():
+            if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
+                raise ValueError(f"{name}: expected a name inside data.path, got {file!r}")
+        return self
 
 
 @dataclass(frozen=True)
