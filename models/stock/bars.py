@@ -178,8 +178,8 @@ def _sorted(raw: RawBars, rows: np.ndarray) -> tuple[np.ndarray, int]:
 def _refuse_small(files: BarFiles, names: Sequence[str], dates: np.ndarray) -> None:
     if len(names) < 2:
         raise InputError(
-            f"{_shown(files)}: expected bars of at least 2 stocks, got {names[0]} alone; give others: features compare "
-            "a stock with its market"
+            f"{_shown(files)}: expected bars of at least 2 stocks, got {names[0]} alone; give others: "
+            "features compare a stock with its market"
         )
     if len(dates) < MIN_DAYS:
         raise InputError(
@@ -237,7 +237,7 @@ def _listing(
     listed = np.array([day for _, day in found], np.int32)
     unknown = {
         "stocks_without_industry": int((industry < 0).sum()),
-        "stocks_without_listing": int((listed == 0).sum()),
+        "stocks_without_listing_date": int((listed == 0).sum()),
     }
     return industry, industries, listed, unknown
 

@@ -71,8 +71,8 @@ def _existing(file: Path, option: str, way_out: str) -> Path:
 class RawBars:
     """What the files of bars say, row for row, unsorted and unchecked.
 
-    Shape: `symbol` [N] int32, an index into `symbols`; `date` [N] int32 as 20180102; `values[name]` [N] float32 by the
-    names of `BarColumns`, NaN where missing. `starts` is the first row of each of `files`.
+    Shape: `symbol` [N] int32, an index into `symbols`, which are sorted; `date` [N] int32 as 20180102;
+    `values[name]` [N] float32 by the names of `BarColumns`, NaN where missing. `starts` is each file's first row.
     """
 
     files: tuple[Path, ...]

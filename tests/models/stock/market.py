@@ -148,11 +148,10 @@ def write_files(
         pd.DataFrame({"date": days, "close": bars.market_close}).to_csv(folder / "index.csv", index=False)
         chosen["index"] = {"file": "index.csv"}
     if bars.industries:
-        known = bars.industry >= 0
         listing = {
-            "ts_code": np.array(bars.stocks)[known],
-            "industry": np.array(bars.industries)[bars.industry[known]],
-            "list_date": bars.listed[known],
+            "ts_code": bars.stocks,
+            "industry": [bars.industries[code] if code >= 0 else None for code in bars.industry],
+            "list_date": bars.listed,
         }
         pd.DataFrame(listing).to_csv(folder / "listing.csv", index=False)
         chosen["listing"] = {"file": "listing.csv"}
