@@ -246,7 +246,7 @@ class ScoredRows:
 
     `first_row` counts from 0. `n_rows` is the number of rows of the whole source, None where it is not known before
     its end. `keys` are columns of the source that say which row is which, each [N]; there may be none. `time` names
-    the one that rows are ordered by in time, so that the newest can be shown; None where there is no such order.
+    the one that rows are ordered by in time (never missing), so that the newest can be shown; None: no such order.
     `eligible` names a boolean one: where it is False the row was no example in training and cannot be acted upon (a
     bar that could not be bought), so it is never selected, whatever its score; None: every row can be.
     """

@@ -25,6 +25,7 @@ from tuner.options import (
 if TYPE_CHECKING:
     from storage.rows import ModelRow
     from storage.runs import Store
+    from tuner.prediction import Newest, Written
     from tuner.registry import ModelFolder
 
 GATE_REFUSED = 4
@@ -135,38 +136,93 @@ def rollback(model: str, storage: str | None, runs: str) -> int:
 @option("--model", env="MODEL", required=True, metavar="NAME[:VERSION]|PATH",
         help="A model of the registry, without a version its champion; or a folder (a path with a /).")  # fmt: skip
 @option("--data", env="DATA", required=True, metavar="PATH", type=click.Path(), help="File or folder of new rows.")
-@option("--out", env="OUT", required=True, metavar="FILE", type=click.Path(), help="Parquet file to write.")
+@option("--out", env="OUT", metavar="FILE", type=click.Path(), help="Parquet file to write.")
+@option("--newest", env="NEWEST", is_flag=True,
+        help="Only the rows of the newest day; without --out they are printed and not written.")  # fmt: skip
+@option("--top", env="TOP", type=click.IntRange(min=1), default=20, show_default=True,
+        help="Newest rows that are printed, best first.")  # fmt: skip
 @option("--device", env="DEVICE", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @option("--batch-rows", env="BATCH_ROWS", type=click.IntRange(min=1), default=65536, show_default=True,
         help="Rows that are held and scored at a time.")  # fmt: skip
 @option("--force", env="FORCE", is_flag=True, help="Replace the file where it is there.")
+@output_format("table", "json", "csv")
 @storage_option
 @runs_option
 @artifacts_option
 def predict(
-    model: str, data: str, out: str, device: str, batch_rows: int, force: bool, storage: str | None, runs: str,
-    artifacts: str | None,
+    model: str, data: str, out: str | None, newest: bool, top: int, device: str, batch_rows: int, force: bool,
+    form: str, storage: str | None, runs: str, artifacts: str | None,
 ) -> int:  # fmt: skip
     """Score new rows: row, keys, score, probability, decision, expected amounts and model version of each.
 
-    Memory does not grow with a table's rows. Unknown categories and missing values are encoded as in training.
+    Where rows are ordered in time, those of the newest day are printed, best first. Memory does not grow with a
+    table's rows. Unknown categories and missing values are encoded as in training.
     """
     from tuner import prediction
     from tuner.cli import heed_signals
     from tuner.crew import choose_devices
 
+    if out is None and not newest:
+        raise click.UsageError("expected --out FILE, or --newest to print the newest rows alone")
     heed_signals()
     folder, version = _model(model, storage, runs, artifacts)
     chosen = choose_devices(device, None)[0]
+    file = None if out is None else Path(out)
     with _progress() as progress:
         written = prediction.predict(
-            folder, version, Path(data), Path(out), Path(runs) / "cache", chosen, batch_rows, force, progress
+            folder, version, Path(data), file, Path(runs) / "cache", chosen, batch_rows, force, progress, newest
         )
-    told = "no threshold is certified, so nothing is decided"
-    if written.n_selected is not None:
-        told = f"{written.n_selected} selected"
-    click.echo(f"{out}: {written.n_rows} rows by {version}, {told}")
+    if out is not None:
+        told = "no threshold is certified, so nothing is decided"
+        if written.n_selected is not None:
+            told = f"{written.n_selected} selected"
+        click.echo(f"{out}: {written.n_rows} rows by {version}, {told}", err=form != "table")
+    _print_newest(written, folder, version, out, top, form)
     return 0
+
+
+def _print_newest(written: Written, model: ModelFolder, version: str, out: str | None, top: int, form: str) -> None:
+    """The newest rows, best first; as JSON with what was written and what the model promises."""
+    from tuner import formats
+
+    newest, certificate = written.newest, model.verdict["certificate"]
+    if form == "json":
+        head = {"model": version, "out": out, "n_rows": written.n_rows, "n_selected": written.n_selected}
+        head |= {name: certificate[name] for name in ("status", "target", "confidence")}
+        day = None
+        if newest is not None:
+            day = {"key": newest.time, "value": newest.value, "n_rows": newest.rows.num_rows}
+            day |= {"n_selected": newest.n_selected, "rows": newest.best(top)}
+        click.echo(formats.to_json({**head, "newest": day}))
+    elif newest is not None and form == "csv":
+        rows = newest.best(top)
+        click.echo(formats.to_csv(list(rows[0]), [list(row.values()) for row in rows]), nl=False)
+    elif newest is not None:
+        columns = [name for name in newest.keys if name not in (newest.time, newest.eligible)]
+        told = [
+            [row["rank"], *(row[name] for name in columns), row["probability"], _decision(row, newest.eligible)]
+            for row in newest.best(top)
+        ]
+        drawn = formats.table("", ["rank", *columns, "probability", "decision"], told)
+        formats.print_parts([_newest_heading(newest, version, certificate), drawn])
+
+
+def _newest_heading(newest: Newest, version: str, certificate: Mapping[str, Any]) -> str:
+    n_rows, n_selected = newest.rows.num_rows, newest.n_selected
+    if n_selected is None:
+        promise = f"{version} is {certificate['status']}: no decisions are issued"
+    else:
+        promise = (
+            f"{n_selected} selected by {version}, certified at precision {certificate['target']:g} "
+            f"with confidence {certificate['confidence']:g}"
+        )
+    return f"{newest.time} {newest.value}: {n_rows} rows, {promise}"
+
+
+def _decision(row: Mapping[str, Any], eligible: str | None) -> str:
+    if eligible is not None and not row[eligible]:
+        return f"not {eligible}"
+    return "–" if row["decision"] is None else "yes" if row["decision"] else "no"
 
 
 def _model(reference: str, storage: str | None, runs: str, artifacts: str | None) -> tuple[ModelFolder, str]:

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any, Literal
 
 from rich.console import Console
@@ -50,7 +51,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON: what is not finite becomes null."""
+    """Strict JSON: what is not finite becomes null, dates and times ISO text."""
     return json.dumps(_strict(value), indent=2, allow_nan=False)
 
 
@@ -62,6 +63,8 @@ def _strict(value: Any) -> Any:
         return {str(key): _strict(below) for key, below in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(below) for below in value]
+    if isinstance(value, date):
+        return value.isoformat()
     return value
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -252,8 +253,8 @@ def test_a_description_is_shown_and_flattened() -> None:
 
 def test_json_is_strict() -> None:
     value = {"a": math.nan, "b": [math.inf, 1.5], "c": (np.float64(2.0), np.int64(3), np.float32("nan")), 4: None}
-    text = formats.to_json(value)
-    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": [2.0, 3, None], "4": None}
+    text = formats.to_json({**value, "d": date(2023, 3, 17)})
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": [2.0, 3, None], "4": None, "d": "2023-03-17"}
 
 
 def test_csv_quotes_what_needs_it() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +67,24 @@ def make_folder(path: Path, **export: Any) -> ModelFolder:
 
 def run(model: ModelFolder, source: Path, out: Path, **changes: Any) -> Written:
     return predict(model, "s:1", source, out, out.parent / "cache", **changes)
+
+
+def order_in_time(monkeypatch: pytest.MonkeyPatch, days: np.ndarray, tradable: np.ndarray | None = None) -> None:
+    """The toy's rows are bars from now on: each of a symbol, on a day, tradable or not."""
+    plain = ToyTrainer.score
+    tradable = np.ones(len(days), bool) if tradable is None else tradable
+
+    def score(*arguments: Any) -> Iterator[ScoredRows]:
+        for batch in plain(*arguments):
+            rows = np.arange(batch.first_row, batch.first_row + len(batch.keys["line"]))
+            keys = {"symbol": np.array([f"s{row}" for row in rows]), "date": days[rows], "tradable": tradable[rows]}
+            yield dataclasses.replace(batch, keys=keys, time="date", eligible="tradable")
+
+    monkeypatch.setattr(ToyTrainer, "score", score)
+
+
+def scores_of_all() -> np.ndarray:
+    return (4.0 * VALUE * hints_of(N_ROWS) - 0.5).astype(np.float32)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -174,6 +195,114 @@ class TestColumns:
         told: list[tuple[int, int | None]] = []
         run(model, source, out, batch_rows=400, progress=lambda done, total: told.append((done, total)))
         assert told == [(400, None), (800, None), (1000, None)]
+
+
+class TestNewest:
+    @pytest.fixture
+    def days(self) -> np.ndarray:
+        """Ten days of 100 rows each, in order."""
+        return 20230306 + np.repeat(np.arange(10), N_ROWS // 10)
+
+    @pytest.mark.parametrize("batch_rows", [7, 100, 950, 65536])
+    @pytest.mark.parametrize("shuffled", [False, True])
+    def test_its_rows_whatever_the_batches_and_their_order(
+        self, model: ModelFolder, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, days: np.ndarray,
+        batch_rows: int, shuffled: bool,
+    ) -> None:  # fmt: skip
+        if shuffled:
+            days = np.random.default_rng(3).permutation(days)
+        order_in_time(monkeypatch, days)
+        written = run(model, source, out, batch_rows=batch_rows)
+        newest = written.newest
+        assert newest is not None
+        assert (newest.time, newest.value, newest.eligible) == ("date", 20230315, "tradable")
+        assert newest.keys == ("symbol", "date", "tradable")
+        of_the_day = np.flatnonzero(days == 20230315)
+        assert newest.rows["row"].to_pylist() == of_the_day.tolist()
+        assert newest.n_selected == (scores_of_all()[of_the_day] >= 0.25).sum()
+        assert newest.rows.to_pylist() == pq.read_table(out).take(pa.array(of_the_day)).to_pylist()
+        assert written.n_rows == N_ROWS  # the file has them all
+
+    @pytest.mark.parametrize("kind", ["text", "date", "time"])
+    def test_days_of_any_kind(
+        self, model: ModelFolder, source: Path, monkeypatch: pytest.MonkeyPatch, days: np.ndarray, kind: str
+    ) -> None:
+        dates = np.datetime64("2023-03-06") + (days - 20230306)
+        texts = dates.astype(str)
+        order_in_time(monkeypatch, {"text": texts, "date": dates, "time": dates.astype("datetime64[us]")}[kind])
+        newest = predict(model, "s:1", source, None, source.parent, batch_rows=70).newest
+        assert newest is not None
+        assert str(newest.value)[:10] == "2023-03-15"
+        assert newest.rows.num_rows == 100
+
+    def test_best_first_among_equals_in_order(
+        self, model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = tmp_path / "few.txt"
+        source.write_text("hint\n9.0\n0.1\n0.3\n-0.2\n0.3\n0.2\n")
+        order_in_time(monkeypatch, np.array([1, 2, 2, 2, 2, 2]))
+        newest = predict(model, "s:1", source, None, tmp_path, batch_rows=3).newest
+        assert newest is not None
+        best = newest.best(4)
+        assert [(row["rank"], row["symbol"]) for row in best] == [(1, "s2"), (2, "s4"), (3, "s5"), (4, "s1")]
+        assert list(best[0]) == ["rank", "symbol", "date", "tradable", "probability", "decision"]
+        assert best[0]["probability"] == pytest.approx(expit(0.5 * (4.0 * VALUE * 0.3 - 0.5) - 1.0), rel=1e-6)
+        assert [row["decision"] for row in best] == [True, True, False, False]
+        assert len(newest.best(99)) == 5
+
+    def test_what_cannot_be_acted_upon_is_never_selected(
+        self, model: ModelFolder, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, days: np.ndarray
+    ) -> None:
+        tradable = np.random.default_rng(5).random(N_ROWS) < 0.5
+        order_in_time(monkeypatch, days, tradable)
+        written = run(model, source, out, batch_rows=300)
+        reached = scores_of_all() >= 0.25
+        assert 0 < (reached & tradable).sum() < reached.sum()
+        np.testing.assert_array_equal(pq.read_table(out)["decision"].to_numpy(), reached & tradable)
+        assert written.n_selected == (reached & tradable).sum()
+        newest = written.newest
+        assert newest is not None
+        assert newest.n_selected == (reached & tradable)[days == 20230315].sum()
+
+    def test_only_them(
+        self, model: ModelFolder, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, days: np.ndarray
+    ) -> None:
+        order_in_time(monkeypatch, days)
+        run(model, source, out, batch_rows=130)
+        whole = pq.read_table(out)
+        told: list[int] = []
+        written = run(model, source, out, batch_rows=130, force=True, newest_only=True,
+                      progress=lambda done, _total: told.append(done))  # fmt: skip
+        table = pq.read_table(out)
+        assert table.schema == whole.schema
+        assert table.to_pylist() == whole.slice(900).to_pylist()
+        assert (written.n_rows, written.n_selected) == (100, int((scores_of_all()[900:] >= 0.25).sum()))
+        assert told[-1] == N_ROWS
+
+    def test_nothing_is_written_without_a_file(
+        self, model: ModelFolder, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, days: np.ndarray
+    ) -> None:
+        order_in_time(monkeypatch, days)
+        written = predict(model, "s:1", source, None, out.parent, newest_only=True)
+        assert written.n_rows == 100
+        assert left_in(out.parent) == []
+
+    def test_nothing_is_decided_where_nothing_is_certified(
+        self, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, days: np.ndarray
+    ) -> None:
+        order_in_time(monkeypatch, days, np.arange(N_ROWS) % 2 == 0)
+        model = make_folder(tmp_path / "infeasible", certificate=INFEASIBLE)
+        newest = predict(model, "s:1", source, None, tmp_path).newest
+        assert newest is not None
+        assert newest.n_selected is None
+        assert {row["decision"] for row in newest.best(100)} == {None}
+
+    def test_rows_without_an_order_in_time(self, model: ModelFolder, source: Path, out: Path) -> None:
+        assert run(model, source, out).newest is None
+        with pytest.raises(InputError, match="--newest: expected rows with an order in time, got those of tests"):
+            run(model, source, out, force=True, newest_only=True)
+        assert pq.read_metadata(out).num_rows == N_ROWS
+        assert left_in(out.parent) == [out.name]
 
 
 class TestOut:
@@ -341,12 +470,20 @@ class TestBadInput:
 
 
 def test_memory_does_not_grow_with_the_rows(model: ModelFolder, tmp_path: Path, out: Path) -> None:
+    """Days of 500 rows each, of which only the newest's are kept."""
     short, long = (write_rows(tmp_path / f"{n}.txt", n) for n in (50_000, 1_500_000))
     code = (
-        "import resource, sys\n"
+        "import dataclasses, resource, sys\n"
         "from pathlib import Path\n"
+        "from tests.toy import ToyTrainer\n"
         "from tuner.prediction import predict\n"
         "from tuner.registry import open_folder\n"
+        "plain = ToyTrainer.score\n"
+        "def score(*given):\n"
+        "    for batch in plain(*given):\n"
+        "        keys = {**batch.keys, 'day': batch.keys['line'] // 500}\n"
+        "        yield dataclasses.replace(batch, keys=keys, time='day')\n"
+        "ToyTrainer.score = score\n"
         "folder, short, long, out = map(Path, sys.argv[1:])\n"
         "for source in (short, long):\n"
         "    predict(open_folder(folder), 's:1', source, out, out.parent, batch_rows=10_000, force=True)\n"
@@ -407,6 +544,91 @@ class TestCommand:
         assert checksum in out
         tables = [pq.read_table(tmp_path / name).drop(["model_version"]) for name in ("a.parquet", "b.parquet")]
         assert tables[0].equals(tables[1])
+
+    NEWEST = ("predict", "--model", "s:1", "--data", "rows.txt", "--device", "cpu", "--newest")
+
+    def test_the_newest_day_is_ranked(self, tuner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        order = np.argsort(-scores_of_all()[990:], kind="stable") + 990
+        tradable = np.ones(N_ROWS, bool)
+        tradable[order[1]] = False
+        order_in_time(monkeypatch, 20230306 + np.arange(N_ROWS) // 10, tradable)
+        arguments = ["predict", "--model", "s:1", "--data", "rows.txt", "--device", "cpu", "--top", "6"]
+        code, out, _ = tuner(*arguments, "--out", "p.parquet")
+        first, title, columns, *rows = out.splitlines()
+        n_selected = int((scores_of_all()[order] >= 0.25).sum()) - 1
+        assert (code, 0 < n_selected < 5) == (0, True)
+        assert first.startswith("p.parquet: 1000 rows by s:1, ")
+        assert title == (
+            f"date 20230405: 10 rows, {n_selected} selected by s:1, certified at precision 0.6 with confidence 0.9"
+        )
+        assert columns.split() == ["rank", "symbol", "probability", "decision"]
+        assert [row.split()[:2] for row in rows] == [[str(i + 1), f"s{row}"] for i, row in enumerate(order[:6])]
+        told = [row.split(maxsplit=3)[3].strip() for row in rows]
+        assert told == ["yes", "not tradable", *["yes"] * (n_selected - 1), *["no"] * (5 - n_selected)]
+
+    def test_the_newest_day_alone(self, tuner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        order_in_time(monkeypatch, np.arange(N_ROWS) // 10)
+        before = left_in(tmp_path)
+        code, out, _ = tuner(*self.NEWEST)
+        assert code == 0
+        assert out.startswith("date 99: 10 rows, ")
+        assert set(left_in(tmp_path)) <= {*before, "runs"}
+        code, out, _ = tuner(*self.NEWEST, "--out", "p.parquet")
+        assert out.startswith("p.parquet: 10 rows by s:1, ")
+        assert pq.read_table(tmp_path / "p.parquet")["row"].to_pylist() == list(range(990, 1000))
+
+    def test_the_newest_day_of_a_model_that_promises_nothing(
+        self, tuner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_folder(tmp_path / "infeasible", certificate=INFEASIBLE)
+        order_in_time(monkeypatch, np.arange(N_ROWS) // 10, np.arange(N_ROWS) % 10 != 0)
+        arguments = ["predict", "--model", "./infeasible", *self.NEWEST[3:]]
+        code, out, _ = tuner(*arguments)
+        title, _, *rows = out.splitlines()
+        assert code == 0
+        assert title.startswith("date 99: 10 rows, ")
+        assert title.endswith(" is infeasible: no decisions are issued")
+        assert sorted(row.split(maxsplit=3)[3].strip() for row in rows) == ["not tradable", *["–"] * 9]
+        content = json.loads(tuner(*arguments, "--format", "json")[1])
+        assert (content["status"], content["n_selected"], content["newest"]["n_selected"]) == (
+            "infeasible", None, None,
+        )  # fmt: skip
+
+    def test_the_newest_day_for_machines(self, tuner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        order_in_time(monkeypatch, np.arange(N_ROWS) // 10)
+        code, out, err = tuner(*self.NEWEST, "--format", "json", "--out", "p.parquet", "--top", "3")
+        content = json.loads(out)
+        rows = content["newest"].pop("rows")
+        n_selected = int((scores_of_all()[990:] >= 0.25).sum())
+        assert content == {
+            "model": "s:1", "out": "p.parquet", "n_rows": 10, "n_selected": n_selected, "status": "certified",
+            "target": 0.6, "confidence": 0.9,
+            "newest": {"key": "date", "value": 99, "n_rows": 10, "n_selected": n_selected},
+        }  # fmt: skip
+        assert code == 0
+        assert "p.parquet: 10 rows by s:1" in err
+        table = pq.read_table(tmp_path / "p.parquet").sort_by([("score", "descending")]).slice(0, 3)
+        names = ["symbol", "date", "tradable", "probability", "decision"]
+        assert rows == [{"rank": i + 1, **row} for i, row in enumerate(table.select(names).to_pylist())]
+        read = list(csv.DictReader(io.StringIO(tuner(*self.NEWEST, "--format", "csv", "--top", "3")[1])))
+        assert read == [{name: str(value) for name, value in row.items()} for row in rows]
+
+    def test_rows_without_an_order_in_time(self, tuner: Any) -> None:
+        arguments = ["predict", "--model", "s:1", "--data", "rows.txt", "--out", "p.parquet", "--force"]
+        assert len(tuner(*arguments)[1].splitlines()) == 1
+        assert json.loads(tuner(*arguments, "--format", "json")[1])["newest"] is None
+        assert tuner(*arguments, "--format", "csv")[1] == ""
+        code, out, err = tuner(*self.NEWEST)
+        assert (code, out) == (2, "")
+        assert err.splitlines()[-1].startswith(
+            "--newest: expected rows with an order in time, got those of tests.toy"
+        )
+
+    def test_neither_a_file_nor_the_newest_day(self, tuner: Any) -> None:
+        code, out, err = tuner(*self.NEWEST[:-1])
+        assert (code, out) == (2, "")
+        assert "expected --out FILE, or --newest to print the newest rows alone" in err
+        assert len(err.splitlines()) == 1
 
     @pytest.mark.parametrize("reference", ["s:1", "folder"])
     def test_damaged_it_scores_nothing(self, tuner: Any, tmp_path: Path, reference: str) -> None:
