@@ -58,7 +58,7 @@ class Rolling:
         return self._masked(total, window)
 
     def rsi(self, close: np.ndarray, period: int) -> np.ndarray:
-        """Wilder's relative strength index, 0 to 100, of a stock's closes: the one recursion, from its first bar on.
+        """Wilder's relative strength index of a stock's closes, 0 to 100; the one recursion, from its first bar on.
 
         The first value, after `period` changes, takes their means; each later one smooths by 1 / period. 0 where
         the close never changed.

@@ -1,4 +1,4 @@
-"""Labels and features a second time, bar by bar in plain Python: slow, and written without the fast ones in view."""
+"""Labels and features a second time, bar by bar in plain Python: slow, and written apart from the fast ones."""
 
 from __future__ import annotations
 
