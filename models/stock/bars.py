@@ -111,7 +111,7 @@ def _kept(files: BarFiles, raw: RawBars, universe: Universe) -> tuple[np.ndarray
     if not len(rows):
         period = f"{start or raw.date.min()} .. {end or raw.date.max()}"
         raise InputError(
-            f"{_shown(files)}: expected bars with prices within {period}, got none (the files' days: "
+            f"{files.shown()}: expected bars with prices within {period}, got none (the files' days: "
             f"{raw.date.min()} .. {raw.date.max()}); check data.universe.start and end"
         )
     return rows, {
@@ -178,12 +178,12 @@ def _sorted(raw: RawBars, rows: np.ndarray) -> tuple[np.ndarray, int]:
 def _refuse_small(files: BarFiles, names: Sequence[str], dates: np.ndarray) -> None:
     if len(names) < 2:
         raise InputError(
-            f"{_shown(files)}: expected bars of at least 2 stocks, got {names[0]} alone; give others: "
+            f"{files.shown()}: expected bars of at least 2 stocks, got {names[0]} alone; give others: "
             "features compare a stock with its market"
         )
     if len(dates) < MIN_DAYS:
         raise InputError(
-            f"{_shown(files)}: expected at least {MIN_DAYS} market days, got {len(dates)} "
+            f"{files.shown()}: expected at least {MIN_DAYS} market days, got {len(dates)} "
             f"({dates[0]} .. {dates[-1]}); give a longer history"
         )
 
@@ -240,10 +240,6 @@ def _listing(
         "stocks_without_listing_date": int((listed == 0).sum()),
     }
     return industry, industries, listed, unknown
-
-
-def _shown(files: BarFiles) -> Path:
-    return files.bars[0] if len(files.bars) == 1 else files.bars[0].parent
 
 
 def _file_names(files: BarFiles) -> dict[str, str]:

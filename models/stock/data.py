@@ -5,16 +5,25 @@ Nothing here imports torch or xgboost: the coordinator of a search runs this cod
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from models.trainer import ROLES, DataSpec, FrozenModel, Manifest, Role
+from models import prepared
+from models.trainer import ROLES, DataSpec, FrozenModel, InputError, Manifest, Role
+
+if TYPE_CHECKING:
+    from models.stock.origin import Origin
+
+log = logging.getLogger(__name__)
 
 TASK = "rise"  # the one task: does the stock rise enough within the horizon?
 
@@ -95,7 +104,7 @@ class Universe(FrozenModel):
     """Which bars may be entries.
 
     Args:
-        n_stocks: of the stocks that have a bar in the first year, so many, drawn by a hash of symbol and
+        n_stocks: of the stocks that have a bar in the first year, at most so many, drawn by a hash of symbol and
             `seed`, which knows nothing of their future; null for all stocks.
         min_history: bars of a stock before one that counts, and so without its first days of listing.
         start, end: bars outside are not read; null for all.
@@ -245,7 +254,91 @@ def load(data: DataSpec, roles: frozenset[Role]) -> StockDataset:
     """Prepares the data once (content-addressed, under a lock) and opens only `roles`.
 
     Raises:
-        InputError: missing or malformed input; a role of `roles` without rows, or without both values of the label.
+        InputError: missing or malformed input; a role of `roles`, or a fold of an opened valid, without rows or
+            without both values of the label.
         DiskError: the cache's disk is full or read-only.
     """
-    raise NotImplementedError
+    from models.stock.origin import find_origin  # it and what it knows import this module's types
+
+    return open_roles(data, find_origin(data), roles)
+
+
+def open_roles(data: DataSpec, origin: Origin, roles: frozenset[Role]) -> StockDataset:
+    """As `load`, of data identified before."""
+    from models.stock.origin import VERSIONS
+    from models.stock.split import folds
+
+    folder = prepare(data, origin, roles, usable=roles)
+    statistics = read_statistics(folder)
+    refuse_unusable(statistics["roles"], roles)
+    found = StockDataset(
+        manifest=Manifest(
+            data_hash=origin.data_hash,
+            source=origin.source,
+            simulated=False,
+            rows={role: statistics["roles"][role]["rows"] for role in ROLES},
+            files=origin.stamps,
+            preparation=VERSIONS,
+        ),
+        options=data.options,
+        statistics=statistics,
+        feature_names=tuple(statistics["feature_names"]),
+        dates=np.load(folder / "dates.npy", allow_pickle=False),
+        stocks=tuple(statistics["stocks"]),
+        parts={role: _open_part(folder / role) for role in ROLES if role in roles},
+    )
+    if "valid" in roles:
+        folds(found.part("valid"), found.dates, data.options.split)
+    return found
+
+
+def prepare(data: DataSpec, origin: Origin, roles: frozenset[Role], usable: frozenset[Role]) -> Path:
+    """The prepared folder of `origin`, complete for `roles`. Nothing is kept where one of `usable` is not."""
+    return prepared.prepare(data.cache, origin.data_hash[:16], partial(_build, data, origin, usable), roles)
+
+
+def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path) -> None:
+    from models.stock import bars, preparation
+    from models.stock.origin import find_origin
+
+    read = bars.read(origin.path, data.options)
+    log.info(
+        "%s: %d bars of %d stocks over %d days", origin.source, len(read), len(read.stocks), len(read.dates),
+        extra={"action": "bars_read"},
+    )  # fmt: skip
+    preparation.write(folder, read, data.options)
+    refuse_unusable(read_statistics(folder)["roles"], usable)
+    if find_origin(data).data_hash != origin.data_hash:
+        raise InputError(
+            f"{origin.path}: expected files at rest, but they changed while they were read; start again"
+        )
+    log.info("data prepared: %s", origin.source, extra={"action": "prepared", "key": origin.data_hash[:16]})
+
+
+def describe(data: DataSpec) -> dict[str, Any]:
+    """Facts and checks about the data, as `{"tables": {...}, "checks": [...]}`. Opens every role."""
+    from models.stock.description import describe as describe_all
+
+    return describe_all(data)
+
+
+def read_statistics(folder: Path) -> dict[str, Any]:
+    """What preparation found out (`models.stock.preparation`)."""
+    return json.loads((folder / "statistics.json").read_text())
+
+
+def refuse_unusable(counts: Mapping[str, Any], roles: frozenset[Role]) -> None:
+    """Raises InputError where one of `roles` has no rows, or lacks one of the label's values."""
+    for role in (role for role in ROLES if role in roles):
+        rows, positives = counts[role]["rows"], counts[role]["positives"]
+        if not 0 < positives < rows:
+            got = f"{positives} of {rows} rows positive" if rows else "no row"
+            raise InputError(
+                f"data.split: expected rows of both labels in role {role}, got {got}; change data.split, "
+                "data.label.min_return or data.universe, or give more data"
+            )
+
+
+def _open_part(folder: Path) -> Part:
+    names = ("features", "labels", "day", "stock", "label_end", "row")
+    return Part(**{name: prepared.open_array(folder / f"{name}.npy") for name in names})

@@ -36,6 +36,10 @@ class BarFiles:
         named |= {"index": self.index} if self.index is not None else {}
         return named | ({"listing": self.listing} if self.listing is not None else {})
 
+    def shown(self) -> Path:
+        """The file of the bars, or their folder."""
+        return self.bars[0] if len(self.bars) == 1 else self.bars[0].parent
+
 
 def find_files(path: Path, options: StockData) -> BarFiles:
     """The files of `options` in the folder `path`, which may also be the file of the bars; the others are then
