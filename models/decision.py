@@ -6,6 +6,10 @@ The bound rises with `tp` and falls with `n`, hence only cuts that end at a posi
 cut that ends at a negative is beaten by the one before it), and for each `tp` there is a largest `n` that
 still reaches the target. That limit is computed once; an epoch then costs one comparison on the device.
 
+Where rows hang together by unit the bound counts units (`models.precision`): it may rise as well with a negative of
+another unit, so every distinct score is a cut, and a ceiling of each bound (`models.unit_cuts`) says which few need
+be judged exactly. The result is that of judging all of them.
+
 The threshold is chosen on the rows that judge it: it is a search threshold, no certificate.
 """
 
@@ -17,11 +21,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaincinv, ndtri
+from scipy.special import betainc, ndtri
 from torch import Tensor
 
 from models.metrics import Ranking
+from models.precision import lower_bound, tail
 from models.trainer import Decision
+from models.unit_cuts import Ints, UnitCuts
+
+_FIRST_CUTS = 16  # judged at a time, then twice as many each time
 
 
 def precision_bound(n_selected: ArrayLike, n_true: ArrayLike, confidence: float) -> NDArray[np.float64]:
@@ -30,10 +38,8 @@ def precision_bound(n_selected: ArrayLike, n_true: ArrayLike, confidence: float)
     The precision p at which `n_true` or more positives among `n_selected` rows have the probability
     1 - confidence; 0 without positives. Source: Clopper and Pearson 1934, by the beta quantile.
     """
-    n, tp = np.broadcast_arrays(np.asarray(n_selected, np.float64), np.asarray(n_true, np.float64))
-    some = tp > 0
-    bound = betaincinv(np.where(some, tp, 1.0), np.where(some, n - tp + 1.0, 1.0), 1.0 - confidence)
-    return np.where(some, bound, 0.0)
+    n, tp = np.asarray(n_selected, np.float64), np.asarray(n_true, np.float64)
+    return lower_bound(tp, n - tp, 1.0 - confidence)
 
 
 def _tail(n: NDArray[np.int64], tp: NDArray[np.int64], p: float) -> NDArray[np.float64]:
@@ -77,22 +83,31 @@ def _limits_on(device: torch.device, target: float, confidence: float, n_positiv
     return torch.tensor(most_selected(target, confidence, n_positive), device=device)
 
 
-def decide(ranking: Ranking, decision: Decision) -> dict[str, float]:
+def decide(ranking: Ranking, decision: Decision, unit: Tensor | np.ndarray | None = None) -> dict[str, float]:
     """Choose the threshold for one epoch's scores.
 
     Feasible: the cut with the highest recall that reaches the target with at least `min_selected` rows and a
     threshold inside the range; of equal recall the one with fewest rows. Otherwise the nearest: the allowed
     cut with the highest bound.
 
+    Args:
+        unit: ids [N] of what `decision.unit` names, in the order of the ranking's logits; best as codes
+            (`models.unit_cuts.unit_codes`). Without them, or where the unit is the row, rows count.
+
     Returns:
         `threshold` (logit; select where score >= threshold), `precision`, `recall`, `precision_bound`,
         `violation` (target minus bound; feasible iff <= 0), `n_selected`. Where no cut is allowed at all
         (fewer rows than `min_selected`, or no score inside the range) nothing is selected: `threshold` and
         `precision` are left out, recall and bound are 0 and the violation is the target.
+        Where units count also `n_units` of the selected rows, and `precision_bound_rows`, what the bound of the
+        same cut were if rows counted.
 
     Raises:
         FloatingPointError: a logit is NaN.
+        ValueError: units of another length than the logits.
     """
+    if unit is not None and decision.unit != "row":
+        return _decide_by_unit(ranking, decision, unit)
     n, tp, scores, allowed = _cuts(ranking, decision)
     n_rows, n_positive = ranking.truth.n_rows, ranking.truth.n_positive
     limits = _limits_on(n.device, decision.target_precision, decision.confidence, n_positive)
@@ -102,27 +117,87 @@ def decide(ranking: Ranking, decision: Decision) -> dict[str, float]:
     chosen = (feasible[best], allowed.any().view(1), n[best], tp[best], scores[best], ranking.ascending[-1:])
     values = torch.cat([value.double() for value in chosen]).tolist()
     found, any_allowed, n_best, tp_best, threshold, highest = values
-    if math.isnan(highest):
-        raise FloatingPointError(f"{ranking.truth.name}: expected finite logits, got nan; the model diverged")
+    _refuse_nan(ranking, highest)
     if not any_allowed:
-        nothing = {"recall": 0.0, "precision_bound": 0.0, "n_selected": 0.0}
-        return nothing | {"violation": decision.target_precision}
+        return _nothing(decision)
     if not found:
         cuts = torch.stack([n.double(), tp.double(), scores.double()])[:, allowed].cpu().numpy()
         nearest = _highest_bound(cuts[0], cuts[1], decision.confidence)
         n_best, tp_best, threshold = cuts[:, nearest].tolist()
     bound = float(precision_bound(n_best, tp_best, decision.confidence))
+    return _chosen(ranking, decision, threshold, n_best, tp_best, bound, bool(found))
+
+
+def _chosen(
+    ranking: Ranking, decision: Decision, threshold: float, n: float, tp: float, bound: float, is_feasible: bool
+) -> dict[str, float]:
     # The binomial tail has judged; the quantile's last bit may not contradict it.
     target = decision.target_precision
-    bound = max(bound, target) if found else min(bound, math.nextafter(target, 0.0))
+    bound = max(bound, target) if is_feasible else min(bound, math.nextafter(target, 0.0))
     return {
         "threshold": threshold,
-        "precision": tp_best / n_best,
-        "recall": tp_best / n_positive,
+        "precision": tp / n,
+        "recall": tp / ranking.truth.n_positive,
         "precision_bound": bound,
         "violation": target - bound,
-        "n_selected": n_best,
+        "n_selected": n,
     }
+
+
+def _nothing(decision: Decision) -> dict[str, float]:
+    return {"recall": 0.0, "precision_bound": 0.0, "n_selected": 0.0, "violation": decision.target_precision}
+
+
+def _refuse_nan(ranking: Ranking, highest: float) -> None:
+    if math.isnan(highest):
+        raise FloatingPointError(f"{ranking.truth.name}: expected finite logits, got nan; the model diverged")
+
+
+def _decide_by_unit(ranking: Ranking, decision: Decision, unit: Tensor | np.ndarray) -> dict[str, float]:
+    _refuse_nan(ranking, float(ranking.ascending[-1]))
+    cuts, delta = UnitCuts.of(ranking, unit), 1.0 - decision.confidence
+    low, high = range_of_logits(decision.range)
+    in_range = (cuts.scores >= low) & (cuts.scores <= high)
+    allowed = np.flatnonzero((cuts.n >= decision.min_selected) & in_range)
+    if len(allowed) == 0:
+        return _nothing(decision) | {"n_units": 0.0, "precision_bound_rows": 0.0}
+    ceilings = cuts.ceilings(delta)
+    best = _highest_recall(cuts, allowed[ceilings[allowed] >= decision.target_precision], decision)
+    is_feasible = best is not None
+    if best is None:
+        best = _nearest(cuts, allowed, ceilings, delta)
+    bound = float(lower_bound(*cuts.worth(np.array([best]), delta), delta)[0])
+    n, tp = float(cuts.n[best]), float(cuts.n_true[best])
+    return _chosen(ranking, decision, float(cuts.scores[best]), n, tp, bound, is_feasible) | {
+        "n_units": float(cuts.n_units[best]),
+        "precision_bound_rows": float(precision_bound(n, tp, decision.confidence)),
+    }
+
+
+def _highest_recall(cuts: UnitCuts, candidates: Ints, decision: Decision) -> int | None:
+    """The first cut that reaches the target, in order of falling recall, of equal recall of rising rows."""
+    candidates = candidates[np.lexsort((candidates, -cuts.n_true[candidates]))]
+    delta, start, size = 1.0 - decision.confidence, 0, _FIRST_CUTS
+    while start < len(candidates):
+        some = candidates[start : start + size]
+        reached = tail(*cuts.worth(some, delta), decision.target_precision) <= delta
+        if reached.any():
+            return int(some[reached.argmax()])
+        start, size = start + size, 2 * size
+    return None
+
+
+def _nearest(cuts: UnitCuts, allowed: Ints, ceilings: NDArray[np.float64], delta: float) -> int:
+    """The cut with the highest bound, of equal bounds that with fewest rows."""
+    best, highest, size = int(allowed[0]), 0.0, _FIRST_CUTS
+    rivals = allowed[np.argsort(-ceilings[allowed], kind="stable")]
+    while len(rivals := rivals[ceilings[rivals] > highest]):
+        some, rivals, size = np.sort(rivals[:size]), rivals[size:], 2 * size
+        bounds = lower_bound(*cuts.worth(some, delta), delta)
+        first = int(bounds.argmax())
+        if (bounds[first], -some[first]) > (highest, -best):
+            best, highest = int(some[first]), float(bounds[first])
+    return best
 
 
 def _cuts(ranking: Ranking, decision: Decision) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc, betaincinv, stdtrit
 
 from models.trainer import InputError
@@ -113,62 +113,92 @@ class Evidence:
 
     @classmethod
     def of(cls, tally: Tally, delta: float) -> Evidence:
-        n_effective = float(tally.n) if tally.by_unit is None else _effective(*tally.by_unit, delta)
+        n_effective = float(tally.n) if tally.by_unit is None else float(effective(*tally.by_unit, delta))
         share = tally.n_true / tally.n if tally.n else 0.0
         return cls(tally.n, tally.n_true, tally.n_units, n_effective, share, delta)
 
     @property
-    def _counts(self) -> tuple[float, float]:
-        """True and false rows that the sample is worth; whole numbers where it is worth all its rows."""
-        if self.n_effective == self.n:
-            return float(self.n_true), float(self.n - self.n_true)
-        return self.share * self.n_effective, (1.0 - self.share) * self.n_effective
+    def _counts(self) -> tuple[Floats, Floats]:
+        return worth(self.n, self.n_true, self.n_effective)
 
     @property
     def bound(self) -> float:
         """Lower Clopper-Pearson bound of the precision at 1 - delta; 0 without evidence."""
-        true, false = self._counts
-        return float(betaincinv(true, false + 1.0, self.delta)) if true > 0.0 else 0.0
+        return float(lower_bound(*self._counts, self.delta))
 
     @property
     def upper_bound(self) -> float:
         """Upper Clopper-Pearson bound of the precision at 1 - delta; 1 without evidence."""
         true, false = self._counts
-        return 1.0 - float(betaincinv(false, true + 1.0, self.delta)) if false > 0.0 else 1.0
+        return 1.0 - float(lower_bound(false, true, self.delta))
 
     def p_value(self, target: float) -> float:
         """Probability of at least as many true rows if the precision were the target; at most delta iff the bound
         reaches it."""
-        true, false = self._counts
-        return float(betainc(true, false + 1.0, target)) if true > 0.0 else 1.0
+        return float(tail(*self._counts, target))
 
 
-def _effective(selected: Floats, true: Floats, delta: float) -> float:
-    """Independent rows that these rows of units are worth. Shape: [U] rows by unit, each at least 1."""
-    n, n_true = selected.sum(), true.sum()
-    precision = n_true / n
-    units = _evenness(selected)
-    if len(selected) == 1:
-        return 0.0
+def lower_bound(true: ArrayLike, false: ArrayLike, delta: float) -> Floats:
+    """Lower Clopper-Pearson bound (one-sided, at 1 - delta) of a precision, by element; 0 without true rows.
+
+    The precision at which `true` or more among `true + false` rows have the probability delta. The counts may be
+    real-valued: at one share, a delta of at most 0.5 and more rows it is never lower.
+    """
+    true, false = np.asarray(true, np.float64), np.asarray(false, np.float64)
+    some = true > 0.0
+    return np.where(some, betaincinv(np.where(some, true, 1.0), false + 1.0, delta), 0.0)
+
+
+def tail(true: ArrayLike, false: ArrayLike, precision: float) -> Floats:
+    """Probability of `true` or more among `true + false` rows of a precision, element by element; 1 for none."""
+    true, false = np.asarray(true, np.float64), np.asarray(false, np.float64)
+    some = true > 0.0
+    return np.where(some, betainc(np.where(some, true, 1.0), false + 1.0, precision), 1.0)
+
+
+def worth(n: ArrayLike, n_true: ArrayLike, n_effective: ArrayLike) -> tuple[Floats, Floats]:
+    """True and false rows that samples are worth; whole numbers where one is worth all its rows."""
+    n, n_true, n_effective = (np.asarray(count, np.float64) for count in (n, n_true, n_effective))
+    share = np.divide(n_true, n, out=np.zeros(np.broadcast(n, n_true).shape), where=n > 0.0)
+    whole = n_effective == n
+    true = np.where(whole, n_true, share * n_effective)
+    return true, np.where(whole, n - n_true, (1.0 - share) * n_effective)
+
+
+def effective(selected: Floats, true: Floats, delta: float) -> Floats:
+    """Independent rows that these rows of units are worth; all of them where no unit repeats.
+
+    Shape: [..., U] rows by unit and the true ones of them, at least one row together; a unit without rows does not
+    count. Returns [...].
+    """
+    n, n_true = selected.sum(-1), true.sum(-1)
+    n_units, units = (selected > 0.0).sum(-1), _evenness(selected)
     # what leaving a unit out moves the precision by; of whole numbers, so that units that agree give 0
-    residuals = (true * n - n_true * selected) / (n * (n - selected))
-    variance = float((residuals**2).sum() * (len(selected) - 1) / len(selected))
-    if variance <= 0.0:
-        return min(units, n)
-    freedom = min(units, _evenness(true), _evenness(selected - true)) - 1.0
-    by_variance = precision * (1.0 - precision) / variance * _fewer(n - 1.0, freedom, delta)
-    return float(min(max(by_variance, units * _fewer(n - 1.0, units - 1.0, delta)), n))
+    moved = true * n[..., None] - n_true[..., None] * selected
+    left = n[..., None] * (n[..., None] - selected)
+    residuals = np.divide(moved, left, out=np.zeros(moved.shape), where=left > 0.0)
+    variance = (residuals**2).sum(-1) * (n_units - 1) / n_units
+    vary = variance > 0.0
+    freedom = np.minimum(np.minimum(units, _evenness(true)), _evenness(selected - true)) - 1.0
+    precision = n_true / n
+    by_variance = np.divide(precision * (1.0 - precision), variance, out=np.zeros(n.shape), where=vary)
+    by_units = units * np.where(vary, _fewer(n - 1.0, units - 1.0, delta), 1.0)
+    found = np.minimum(np.maximum(by_variance * _fewer(n - 1.0, freedom, delta), by_units), n)
+    return np.where(n_units == n, n, np.where(n_units == 1, 0.0, found))
 
 
-def _evenness(weights: Floats) -> float:
-    """Kish's effective number of units: how many of equal weight would be as uneven as these; 0 of nothing."""
-    total = weights.sum()
-    return float(total**2 / (weights**2).sum()) if total > 0.0 else 0.0
+def _evenness(weights: Floats) -> Floats:
+    """Kish's effective number of units: how many of equal weight would be as uneven as these; 0 of nothing.
+
+    Shape: [..., U] -> [...].
+    """
+    total = weights.sum(-1)
+    return np.divide(total**2, (weights**2).sum(-1), out=np.zeros(total.shape), where=total > 0.0)
 
 
-def _fewer(rows: float, freedom: float, delta: float) -> float:
+def _fewer(rows: Floats, freedom: Floats, delta: float) -> Floats:
     """(t[rows] / t[freedom])^2 at level delta: what a variance of few degrees of freedom costs; 0 of none."""
-    if freedom < 0.05:  # the quantile is beyond all measure
-        return 0.0
+    some = freedom >= 0.05  # below, the quantile is beyond all measure
     level = 1.0 - min(delta, 0.4)  # near the median there is no quantile to compare
-    return float((stdtrit(rows, level) / stdtrit(freedom, level)) ** 2)
+    rows, freedom = np.where(some, rows, 1.0), np.where(some, freedom, 1.0)
+    return np.where(some, (stdtrit(rows, level) / stdtrit(freedom, level)) ** 2, 0.0)

@@ -35,10 +35,11 @@ class FrozenModel(BaseModel):
 class Decision(FrozenModel):
     """How a decision threshold is chosen on the validation scores of one binary task.
 
-    A threshold is feasible iff the lower Clopper-Pearson bound of its precision, at `confidence`
-    (one-sided), reaches `target_precision` on at least `min_selected` rows. `range` (read under the name
-    `threshold_range` too) restricts the threshold, as probabilities. `unit` names what is exchangeable (a row, or a
-    column such as the user).
+    A threshold is feasible iff the lower bound of its precision, at `confidence` (one-sided), reaches
+    `target_precision` on at least `min_selected` rows. `range` (read under the name `threshold_range` too)
+    restricts the threshold, as probabilities. `unit` names what is exchangeable (a row, or what rows share, such as
+    the user or the day) and is what the bound counts: Clopper and Pearson's, for units other than the row at the
+    effective number of rows (`models.precision`).
     """
 
     task: str

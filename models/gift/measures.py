@@ -14,10 +14,12 @@ from models.curves import curves
 from models.decision import decide
 from models.gift.data import GiftDataset, Task
 from models.gift.losses import MultiTaskLoss
+from models.gift.roles import unit
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig
 from models.metrics import Ranking, Truth, read
 from models.trainer import Run
+from models.unit_cuts import unit_codes
 
 
 class EpochSums:
@@ -91,6 +93,15 @@ class Validation:
         for task in tasks:
             if task.kind == "binary":
                 self.truths[task.name] = self._truth(data.tasks, names.index(task.name))
+        self.unit = self._unit(data, device)
+
+    def _unit(self, data: GiftDataset, device: torch.device) -> Tensor | None:
+        """Codes of the units of the decision's rows; None where rows count."""
+        if self.decision.unit == "row":
+            return None
+        known = self.truths[self.decision.task][1]
+        codes = unit_codes(unit(data, "valid", self.decision), device)
+        return codes if known is None else codes[known]
 
     def _truth(self, tasks: Sequence[Task], column: int) -> tuple[Truth, Tensor | None]:
         """Truth of a binary task and the rows that have its label (None for all). Money is the first
@@ -123,7 +134,8 @@ class Validation:
                 ranked = ranking.metrics(self.inverses.get(task.name))
                 pending |= {f"{prefix}/{name}": value for name, value in ranked.items()}
                 if task.name == self.decision.task:
-                    chosen = {f"{prefix}/{n}": v for n, v in decide(ranking, self.decision).items()}
+                    decided = decide(ranking, self.decision, self.unit)
+                    chosen = {f"{prefix}/{n}": v for n, v in decided.items()}
             else:
                 error = (outputs[:, k] - self.targets[:, k]).nan_to_num(nan=0.0)
                 mean = error.square().sum() / (~self.targets[:, k].isnan()).sum().clamp(min=1)
@@ -139,6 +151,5 @@ class Validation:
         """
         task = self.decision.task
         probability = self.inverses.get(task, torch.sigmoid)
-        return curves(
-            self._ranking(task, logits), self.decision, metrics.get(f"valid/{task}/threshold"), probability
-        )
+        threshold = metrics.get(f"valid/{task}/threshold")
+        return curves(self._ranking(task, logits), self.decision, threshold, probability, self.unit)

@@ -36,7 +36,7 @@ def labels(data: GiftDataset, role: Role, decision: Decision) -> Labels:
     part = data.part(role)
     return Labels(
         tasks=_tasks(data, part),
-        unit=_unit(data, part, decision),
+        unit=unit(data, role, decision),
         amount=_amount(data, part, decision.task),
         transforms={task.name: task.transform for task in data.tasks if task.kind == "regression"},
         conditions={task.name: task.conditional_on for task in data.tasks if task.conditional_on is not None},
@@ -60,7 +60,9 @@ def _tasks(data: GiftDataset, part: Part) -> dict[str, np.ndarray]:
     return found
 
 
-def _unit(data: GiftDataset, part: Part, decision: Decision) -> np.ndarray:
+def unit(data: GiftDataset, role: Role, decision: Decision) -> np.ndarray:
+    """Ids [N] of what is exchangeable in a role. Raises InputError where the data cannot tell it apart."""
+    part = data.part(role)
     for problem in unit_problems(data.options, decision):
         raise InputError(f"{problem.path}: {problem.message}")
     if decision.unit == "row":
