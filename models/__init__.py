@@ -9,7 +9,7 @@ from models.trainer import InputError
 
 # What every evaluation holds the trainers' models against (`models.baselines`).
 BASELINES = ("base_rate", "logistic_regression", "xgboost")
-TRAINERS = {"gift": "models.gift.trainer:GiftTrainer"}
+TRAINERS = {"gift": "models.gift.trainer:GiftTrainer", "stock": "models.stock.trainer:StockTrainer"}
 
 
 def get_trainer(name: str) -> Any:

@@ -25,6 +25,7 @@ from models.trainer import (
     Decision,
     InputError,
     Measurement,
+    Objective,
     Predictions,
     Role,
     Run,
@@ -37,8 +38,10 @@ class Case:
     """A trainer with a small problem: at most some seconds for the 3 to 6 epochs of `config`.
 
     `floor` is a PR-AUC of `decision.task` on valid that only a model which has learned something reaches.
-    `labels` gives the 0/1 labels of that task on valid. `source` has the rows of all roles without any label, and
-    `rows_of` says which of its rows, from 0, those of a role are.
+    `labels` gives the 0/1 labels of that task on valid. `source` has the rows of all roles, and no column with a
+    label; `rows_of` says which of its `n_source_rows`, from 0, those of a role are. `ablated` are the kinds of
+    parts that a model can be asked without. `folds` are the rows of valid over which a metric is the mean, each
+    scored by a model of its own; the last one's is the one that is exported.
     """
 
     trainer: Trainer
@@ -48,13 +51,21 @@ class Case:
     floor: float
     labels: Any
     source: Path
+    n_source_rows: int
     rows_of: Callable[[Role], np.ndarray]
+    ablated: frozenset[str]
+    folds: Callable[[], list[slice]] = lambda: [slice(None)]
 
     def run(self, directory: Path, seed: int = 42, attempt: int = 1) -> Run:
         return Run(directory, seed, "cpu", attempt, self.decision)
 
     def objective(self, measurement: Measurement) -> float:
-        return measurement.metrics[f"valid/{self.decision.task}/pr_auc"]
+        return self.run(Path()).value(measurement.metrics)
+
+    def measured(self, scores: np.ndarray) -> float:
+        """The objective of scores of valid, found independently."""
+        labels = self.labels()
+        return float(np.mean([average_precision_score(labels[rows], scores[rows]) for rows in self.folds()]))
 
 
 def numbers(measurements: list[Measurement]) -> list[tuple[int, dict[str, float], Any]]:
@@ -133,6 +144,17 @@ class TrainerContract:
             assert calibration.keys() == {"predicted", "observed", "count"}
             assert sum(calibration["count"]) == len(case.labels())
 
+    def test_the_best_step_is_the_best_by_the_objective(self, case: Case, data, tmp_path):
+        """Here the worst by PR-AUC: a later one that is better is then none."""
+        objective = Objective(metric=f"valid/{case.decision.task}/pr_auc", direction="minimize")
+        run, best = replace(case.run(tmp_path), objective=objective), (math.inf, -1)
+        for m in case.trainer.fit(case.config, data, run):
+            assert (m.curves is not None) == (case.objective(m) < best[0])
+            best = min(best, (case.objective(m), m.step))
+            assert checkpoints.load(folder_of(run, m.step)).best_step == best[1]
+        scores = case.trainer.predict(folder_of(run, m.step), data, "valid").scores[case.decision.task]
+        assert case.measured(scores) == pytest.approx(best[0], rel=1e-12)
+
     def test_learns_the_planted_signal(self, case: Case, whole):
         assert max(case.objective(m) for m in whole[1]) > case.floor
 
@@ -194,20 +216,21 @@ class TrainerContract:
         measurement = next(generator)
         generator.close()
         scores = case.trainer.predict(folder_of(run, 0), data, "valid").scores[case.decision.task]
-        assert measured(case, scores) == pytest.approx(case.objective(measurement), rel=1e-12)
+        assert case.measured(scores) == pytest.approx(case.objective(measurement), rel=1e-12)
 
     def test_predict_reproduces_the_best_measured_metric(self, case: Case, data, whole):
         run, measurements = whole
         scores = case.trainer.predict(folder_of(run, measurements[-1].step), data, "valid").scores
         best = scores[case.decision.task]
         assert best.dtype == np.float32
-        assert measured(case, best) == pytest.approx(max(map(case.objective, measurements)), rel=1e-12)
+        assert case.measured(best) == pytest.approx(max(map(case.objective, measurements)), rel=1e-12)
 
     def test_search_needs_neither_calibrate_nor_test(self, case: Case, whole, tmp_path):
         """With their prepared files deleted the numbers are the same."""
         cache = tmp_path / "cache"
         shutil.copytree(case.spec.cache, cache)
         gone = [p for role in ("calibrate", "test") for p in cache.rglob(role) if p.is_dir()]
+        assert {path.name for path in gone} == {"calibrate", "test"}
         for path in gone:
             shutil.rmtree(path)
         data = case.trainer.load(replace(case.spec, cache=cache), SEARCH_ROLES)
@@ -253,7 +276,8 @@ class TrainerContract:
             else:
                 assert set(known) == {0.0, 1.0}
         assert case.decision.task in set(labels.tasks) - set(labels.transforms)
-        assert (labels.unit.dtype, labels.unit.shape) == (np.int64, (n_rows,))
+        for ids in (labels.unit, *labels.groups.values()):
+            assert (ids.dtype, ids.shape) == (np.int64, (n_rows,))
         if labels.amount is not None:
             assert (labels.amount.dtype, labels.amount.shape) == (np.float64, (n_rows,))
             assert (labels.amount >= 0).all()
@@ -302,14 +326,14 @@ class TrainerContract:
     def test_ablation_takes_away_one_part_at_a_time(self, case: Case, data, fitted):
         scores = case.trainer.predict(fitted, data, "valid").scores[case.decision.task]
         found = list(case.trainer.ablate(fitted, data, "valid", case.decision))
-        assert {a.kind for a in found} == {"group", "unit"}
+        assert {a.kind for a in found} == case.ablated
         assert len({(a.kind, a.name) for a in found}) == len(found)
         for part in found:
             assert (part.scores.dtype, part.scores.shape) == (np.float32, scores.shape)
             assert np.isfinite(part.scores).all()
-        whole = measured(case, scores)
-        for kind in ("group", "unit"):
-            assert min(measured(case, a.scores) for a in found if a.kind == kind) < whole - 0.01
+        whole = case.measured(scores)
+        for kind in case.ablated:
+            assert min(case.measured(a.scores) for a in found if a.kind == kind) < whole - 0.01
         again = case.trainer.ablate(fitted, data, "valid", case.decision)
         assert all(a.scores.tobytes() == b.scores.tobytes() for a, b in zip(found, again, strict=True))
 
@@ -320,7 +344,7 @@ class TrainerContract:
             case.trainer.export(fitted, data, folder)
         contents = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
         assert contents[0] == contents[1]
-        assert all(name.endswith((".json", ".safetensors")) for name in contents[0])
+        assert all(name.endswith((".json", ".safetensors", ".ubj")) for name in contents[0])
         places = [str(case.spec.path), str(case.spec.cache), str(fitted), str(tmp_path)]
         for content in contents[0].values():
             assert not [place for place in places if place.encode() in content]
@@ -337,7 +361,7 @@ class TrainerContract:
         moved = tmp_path / "elsewhere"
         (tmp_path / "model").rename(moved)
         batches = list(case.trainer.score(moved, case.source, tmp_path / "cache", batch_rows=batch_rows))
-        n_rows = sum(every.manifest.rows.values())
+        n_rows = case.n_source_rows
         sizes = [len(b.predictions.scores[case.decision.task]) for b in batches]
         assert [b.first_row for b in batches] == np.cumsum([0, *sizes])[:-1].tolist()
         assert sum(sizes) == n_rows
@@ -345,13 +369,18 @@ class TrainerContract:
         for batch, size in zip(batches, sizes, strict=True):
             assert batch.n_rows in (None, n_rows)
             assert all(len(values) == size for values in batch.keys.values())
+            assert {batch.time, batch.eligible} - {None} <= set(batch.keys)
+            assert batch.eligible is None or batch.keys[batch.eligible].dtype == bool
         found = joined([b.predictions for b in batches])
         for role in ROLES:
             expected, rows = case.trainer.predict(fitted, every, role), case.rows_of(role)
+            assert len(np.unique(rows)) == len(rows) == every.manifest.rows[role]
+            final = case.folds()[-1] if role == "valid" else slice(None)  # the rest of it is scored by other folds
             for kind in ("scores", "calibrated"):
                 assert getattr(found, kind).keys() == getattr(expected, kind).keys()
                 for name, values in getattr(expected, kind).items():
-                    assert getattr(found, kind)[name][rows].tobytes() == values.tobytes(), (role, kind, name)
+                    again = getattr(found, kind)[name][rows]
+                    assert again[final].tobytes() == values[final].tobytes(), (role, kind, name)
 
     def test_a_model_or_a_source_that_is_not_there_is_refused(self, case: Case, data, fitted, tmp_path):
         def score(model: Path, source: Path) -> None:
@@ -375,7 +404,3 @@ def joined(parts: list[Predictions]) -> Predictions:
         names = getattr(parts[0], kind)
         kinds.append({name: np.concatenate([getattr(p, kind)[name] for p in parts]) for name in names})
     return Predictions(*kinds)
-
-
-def measured(case: Case, scores: np.ndarray) -> float:
-    return average_precision_score(case.labels(), scores)
