@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +26,7 @@ from storage.tables import create_schema
 from tuner.background import running_alone
 from tuner.catalog import check_database
 from tuner.crew import Crew, RunFailed, choose_devices
+from tuner.formats import duration
 from tuner.notify import Notifier
 from tuner.optuna_study import IGNORES_CONSTRAINTS, Search, create_optuna_schema
 from tuner.spec import MAX_NAME, STUDY_NAME, Spec, differences
@@ -34,6 +35,7 @@ from tuner.study import Study
 from tuner.summary import StudySummary, as_json, summarize
 from tuner.uploads import Uploads
 from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
+from tuner.worker_process import peak_bytes
 
 if TYPE_CHECKING:
     from tuner.ray_launcher import RayCrew
@@ -93,28 +95,36 @@ class Observer(Protocol):
 
 def read_spec(options: RunOptions) -> tuple[Spec, Any]:
     """The checked specification and its trainer. Raises SpecError with every fault."""
-    if options.name is not None and not (re.fullmatch(STUDY_NAME, options.name) and len(options.name) <= MAX_NAME):
-        raise InputError(
-            f"--name: expected letters, digits, '.', '_' and '-', a letter or digit first, at most {MAX_NAME}, "
-            f"got {options.name!r}"
-        )
+    if options.name is not None:
+        check_name("--name", options.name)
     overrides = list(options.overrides)
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
     spec = load_spec(options.study, overrides)
-    where, name = ("--name", options.name) if options.name else ("study", spec.study)
+    if options.name is None:
+        check_name("study", spec.study)
+    trainer = models.get_trainer(spec.trainer)
+    check_spec(spec, trainer)
+    return spec, trainer
+
+
+def check_name(where: str, name: str) -> None:
+    """Raises InputError where a study cannot be called so; `where` says who wants to."""
+    if not (re.fullmatch(STUDY_NAME, name) and len(name) <= MAX_NAME):
+        raise InputError(
+            f"{where}: expected letters, digits, '.', '_' and '-', a letter or digit first, at most {MAX_NAME}, "
+            f"got {name!r}"
+        )
     if evaluated := EVALUATION_NAME.fullmatch(name):
         raise InputError(
             f"{where}: expected another name, got {name!r}, which is that of an evaluation; "
             f"`tuner evaluate --study {evaluated[1]}` makes it and goes on with it"
         )
     if name in RESERVED_NAMES:
+        flag = "--name" if where == "study" else where
         raise InputError(
-            f"{where}: expected another name, got {name!r}, under which runs keep something else; use --name NEW"
+            f"{where}: expected another name, got {name!r}, under which runs keep something else; use {flag} NEW"
         )
-    trainer = models.get_trainer(spec.trainer)
-    check_spec(spec, trainer)
-    return spec, trainer
 
 
 def data_spec(spec: Spec, trainer: Any, options: RunOptions) -> DataSpec:
@@ -270,37 +280,61 @@ def _run(
     study.store.start_study(study.id, wanted, n_failed if options.retry_failed else 0)
     total = study.store.get_study(study.id).total
     n_ended = sum(trial.ended for trial in trials)
-    started = time.monotonic()
-    code = 0
-    spent: Mapping[str, float] = {}
-    fault: InputError | RunFailed | None = None
+    worked = _Worked()
     if n_ended >= total:
         observer.say(f"study {study.name}: all {total} trials have ended, nothing is to do")
     else:
         crew = _crew(study, devices, options, observer)
-        watch = Watch(study, observer, started)
         observer.say(f"study {study.name}: {n_ended} of {total} trials ended; workers: {', '.join(crew.devices)}")
-        try:
-            interrupts = crew.see_through(watch.tick, options.timeout_s)
-            code = 130 if interrupts else 0
-        except (InputError, RunFailed) as error:
-            fault = error
-        watch.close()
-        spent = {**crew.time_s, "wall_s": time.monotonic() - started}
+        worked = _see_through(crew, study, options, observer)
     try:
         study.recover()
         stopped = study.store.get_study(study.id).stop is not None
         summary = summarize(study)
     except DatabaseUnavailable:
-        if fault is None:
+        if worked.fault is None:
             raise
-        raise fault from None  # which is what the outage has led to
+        raise worked.fault from None  # which is what the outage has led to
     if stopped:
         observer.say(f"study {study.name}: stopped by `tuner stop`")
-    write_results(summary, options, spent)
-    if fault is not None:
-        raise fault
-    return summary, code
+    write_results(summary, options, worked.time_s)
+    if worked.time_s:
+        _tell_of_cost(worked, summary.n_ended - n_ended, observer)
+    if worked.fault is not None:
+        raise worked.fault
+    return summary, worked.code
+
+
+@dataclass(frozen=True)
+class _Worked:
+    """What the workers of a run came to: exit code, time, memory of the largest, and why they could not go on."""
+
+    code: int = 0
+    time_s: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    fault: InputError | RunFailed | None = None
+
+
+def _see_through(crew: Crew | RayCrew, study: Study, options: RunOptions, observer: Observer) -> _Worked:
+    started = time.monotonic()
+    watch = Watch(study, observer, started)
+    code, fault = 0, None
+    try:
+        code = 130 if crew.see_through(watch.tick, options.timeout_s) else 0
+    except (InputError, RunFailed) as error:
+        fault = error
+    watch.close()
+    return _Worked(code, {**crew.time_s, "wall_s": time.monotonic() - started}, crew.peak_bytes, fault)
+
+
+def _tell_of_cost(worked: _Worked, n_trials: int, observer: Observer) -> None:
+    """Of a worker that was killed nobody knows the memory."""
+    wall_s, peak = worked.time_s["wall_s"], peak_bytes()
+    largest = f", {worked.peak_bytes / 1e6:.0f} MB in the largest worker" if worked.peak_bytes else ""
+    trials = "1 trial" if n_trials == 1 else f"{n_trials} trials"
+    observer.say(f"{trials} in {duration(wall_s)}; peak memory: {peak / 1e6:.0f} MB in this process{largest}")
+    told = {"n_trials": n_trials, "wall_s": wall_s, "peak_bytes": peak, "worker_peak_bytes": worked.peak_bytes}
+    log.info("run ended", extra={"action": "run_ended", **told})
 
 
 def tell_of_lower_total(study: Study, options: RunOptions, observer: Observer) -> None:

@@ -97,6 +97,7 @@ class Crew:
         self._barren_deaths = 0
         self._n_measured = -1
         self.time_s = {"serve_s": 0.0, "fit_s": 0.0}  # over all workers that ended in order
+        self.peak_bytes = 0  # memory of the largest worker that told how it ended; 0: none did
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -197,6 +198,7 @@ class Crew:
     def _ended(self, slot: int, process: subprocess.Popen[bytes], stopping: bool) -> InputError | RunFailed | None:
         """Note how a worker ended; one that died is replaced. Returns what makes it pointless to go on."""
         told = _ending(process)
+        self.peak_bytes = max(self.peak_bytes, told.get("peak_bytes", 0) if told else 0)
         if process.returncode == 0 and told:
             self.time_s = {key: self.time_s[key] + told[key] for key in self.time_s}
             return None

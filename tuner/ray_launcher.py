@@ -43,6 +43,7 @@ class _Ending:
     refused: str | None = None
     failed: str | None = None
     time_s: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
 
 
 class _Supervisor:
@@ -75,7 +76,7 @@ class _Supervisor:
             if self._stopped:
                 crew.stop()
             crew.see_through()
-            return _Ending(time_s=crew.time_s)
+            return _Ending(time_s=crew.time_s, peak_bytes=crew.peak_bytes)
         except (RunFailed, DatabaseUnavailable) as error:
             return _Ending(failed=str(error))
         except (InputError, StorageError) as error:
@@ -168,6 +169,7 @@ class RayCrew:
         self._vacant: list[tuple[float, int]] = []  # (when to try again, slot)
         self._interrupts = 0
         self.time_s = {"serve_s": 0.0, "fit_s": 0.0}  # over all workers that ended in order
+        self.peak_bytes = 0  # memory of the largest of them
 
     def see_through(self, tick: Callable[[], None] = lambda: None, timeout_s: float | None = None) -> int:
         """Place the workers and wait until all have ended: nothing is left to do, the time is up, a signal.
@@ -288,6 +290,7 @@ class RayCrew:
             self._vacant.append((time.monotonic() + REPLACE_AFTER_S, place.slot))
             return None
         self.time_s = {key: spent + ending.time_s.get(key, 0.0) for key, spent in self.time_s.items()}
+        self.peak_bytes = max(self.peak_bytes, ending.peak_bytes)
         if ending.refused:
             return InputError(ending.refused)
         return RunFailed(ending.failed) if ending.failed else None

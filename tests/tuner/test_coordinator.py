@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -256,7 +257,7 @@ def test_time_is_up_then_one_interrupt_stops_at_once(house: House) -> None:
     _, code = run(house.options(slow, name="slow", timeout_s=4.0), said)
     assert code == 130
     assert time.monotonic() - started < 60
-    assert "(Ctrl-C to stop at once)" in said.lines[-1]
+    assert "(Ctrl-C to stop at once)" in said.lines[-2]  # then what it has cost
 
 
 def test_a_run_that_cannot_go_on_still_writes_its_results(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +273,38 @@ def test_a_run_that_cannot_go_on_still_writes_its_results(house: House, monkeypa
     assert json.loads(results.read_text())["n_ended"] == 2
 
 
+def test_a_run_says_what_it_cost(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "tuner"):
+        said = house.again(n_trials=4)
+    (line,) = (line for line in said if "peak memory" in line)
+    told = re.fullmatch(
+        r"2 trials in \d+ s; peak memory: (\d+) MB in this process, (\d+) MB in the largest worker", line
+    )
+    assert told is not None, line
+    (event,) = (record for record in caplog.records if getattr(record, "action", "") == "run_ended")
+    assert event.n_trials == 2
+    assert 0 < event.wall_s < 60
+    assert [int(part) for part in told.groups()] == [
+        round(event.peak_bytes / 1e6), round(event.worker_peak_bytes / 1e6)
+    ]  # fmt: skip
+    # A worker holds an interpreter with NumPy and SQLAlchemy, and nothing of what a test's process has held before.
+    assert 30e6 < event.worker_peak_bytes < 400e6
+    assert event.peak_bytes > 60e6
+    assert not any("peak memory" in line for line in house.again())  # nothing was to do
+
+
+def test_of_workers_that_died_no_memory_is_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead(coordinator.Crew):
+        def see_through(self, *_: Any) -> int:
+            raise RunFailed("worker processes keep dying")
+
+    monkeypatch.setattr(coordinator, "Crew", Dead)
+    said = Said()
+    with pytest.raises(RunFailed):
+        run(house.options(n_trials=4), said)
+    assert re.fullmatch(r"0 trials in 0 s; peak memory: \d+ MB in this process", said.lines[-1])
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(house: House, tmp_path: Path) -> None:
     (tmp_path / "flat").write_text("")
     with pytest.raises(InputError, match="expected a folder"):
@@ -284,6 +317,7 @@ def test_a_run_that_an_outage_ended_says_so_though_the_database_is_still_away(
     class GivenUp:
         devices = ("cpu",)
         time_s: dict[str, float] = {}  # noqa: RUF012
+        peak_bytes = 0
 
         def see_through(self, *_: Any) -> int:
             def away(*_: Any, **__: Any) -> Any:

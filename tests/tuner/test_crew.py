@@ -107,6 +107,18 @@ class TestCrew:
         assert crew.time_s == {"serve_s": 4.0, "fit_s": 3.0}
         assert scripts.deaths == 0
 
+    def test_the_memory_of_the_largest_is_known(self, scripts: Scripts) -> None:
+        small, large = (OK.replace("}", f', "peak_bytes": {peak}}}') for peak in (10, 30))
+        crew = scripts(small, large)
+        crew.see_through()
+        assert crew.peak_bytes == 30
+
+    def test_the_memory_of_one_that_was_refused_is_known_of_one_that_died_not(self, scripts: Scripts) -> None:
+        crew = scripts("kill -9 $$", """echo '{"reason": "the disk is full", "peak_bytes": 20}'; exit 2""", OK)
+        with pytest.raises(InputError):
+            crew.see_through()
+        assert crew.peak_bytes == 20
+
     def test_each_is_told_its_device_and_the_database(self, scripts: Scripts) -> None:
         write = f"echo $TUNER_STORAGE/$CUDA_VISIBLE_DEVICES/$OMP_NUM_THREADS >&2; {OK}"
         scripts(write, write).see_through()

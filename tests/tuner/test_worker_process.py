@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from storage.leases import ProcessIdentity
 from storage.runs import Store
 from tests.searches import elsewhere, make_spec
 from tests.toy import ToyDataset, ToyTrainer
+from tests.tuner.toy_study import ROOT
 from tuner import worker_process
 from tuner.optuna_study import Search, delete_study
 from tuner.study import Study
@@ -397,3 +400,20 @@ class TestData:
 def test_options_survive_the_way_to_the_process(tmp_path: Path) -> None:
     given = options(tmp_path, studies=("a", "b"), roots=("/x",), artifacts="file:///y", outage_s=1.5)
     assert WorkerOptions.from_json(json.dumps(dataclasses.asdict(given))) == given
+
+
+@pytest.mark.skipif("VmHWM" not in Path("/proc/self/status").read_text(), reason="this kernel does not tell it")
+def test_peak_memory_is_that_of_the_process_alone() -> None:
+    """It knows what was freed since, and nothing of what the parent held at its birth, as `getrusage` does."""
+    code = (
+        "from tuner.worker_process import peak_bytes\n"
+        "before = peak_bytes()\n"
+        "held = bytearray(b'x' * 60_000_000)\n"  # twice: the text and its copy
+        "del held\n"
+        "print(before, peak_bytes())"
+    )
+    of_the_parent = bytearray(b"x" * 500_000_000)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    before, after = map(int, done.stdout.split())
+    assert 100e6 < after - before < 200e6
+    assert after < len(of_the_parent)
