@@ -285,7 +285,7 @@ def open_roles(data: DataSpec, origin: Origin, roles: frozenset[Role]) -> StockD
         feature_names=tuple(statistics["feature_names"]),
         dates=np.load(folder / "dates.npy", allow_pickle=False),
         stocks=tuple(statistics["stocks"]),
-        parts={role: _open_part(folder / role) for role in ROLES if role in roles},
+        parts={role: open_part(folder / role) for role in ROLES if role in roles},
     )
     if "valid" in roles:
         folds(found.part("valid"), found.dates, data.options.split)
@@ -339,6 +339,7 @@ def refuse_unusable(counts: Mapping[str, Any], roles: frozenset[Role]) -> None:
             )
 
 
-def _open_part(folder: Path) -> Part:
+def open_part(folder: Path) -> Part:
+    """The arrays in the folder of a role."""
     names = ("features", "labels", "day", "stock", "label_end", "row")
     return Part(**{name: prepared.open_array(folder / f"{name}.npy") for name in names})
