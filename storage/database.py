@@ -82,7 +82,7 @@ def mask(url: str | URL) -> str:
     return text.replace("%2A%2A%2A", "***")
 
 
-def parse_url(url: str) -> URL:
+def parse_url(url: str | URL) -> URL:
     """A SQLAlchemy URL whose driver is one we ship: sqlite, or PostgreSQL through psycopg.
 
     Raises:
@@ -234,7 +234,7 @@ class Database:
         read_only: every write is refused by the database, and on SQLite no writer waits for a reader.
     """
 
-    def __init__(self, url: str, read_only: bool = False) -> None:
+    def __init__(self, url: str | URL, read_only: bool = False) -> None:
         self.url = parse_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -277,16 +277,23 @@ class Database:
                 ) from error
 
     @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
+    def transaction(self, one_moment: bool = False) -> Iterator[sa.Connection]:
         """One transaction: committed at the end, rolled back on any error.
+
+        Args:
+            one_moment: all it reads is of the moment of its first query, whatever others write meanwhile. So it
+                is on SQLite anyway.
 
         Raises:
             DatabaseUnavailable: no connection, or it broke.
             StorageError: any other refusal of the database.
         """
         try:
-            with self.engine.begin() as connection:
-                yield connection
+            with self.engine.connect() as connection:
+                if one_moment and not self.is_sqlite:
+                    connection.execution_options(isolation_level="REPEATABLE READ")
+                with connection.begin():
+                    yield connection
         except SQLAlchemyError as error:
             kind = DatabaseUnavailable if is_transient(error) else StorageError
             raise kind(f"storage: {mask(self.url)}: {_reason(error)}") from error

@@ -162,7 +162,8 @@ def _run_counts(now: sa.ColumnElement[float]) -> sa.Select:
     ended = runs.c.ended_at.is_not(None)
     failed = ended & runs.c.failure.is_not(None)
     pruned = ended & runs.c.failure.is_(None) & (attempts.c.outcome == "pruned")
-    held = ~ended & attempts.c.released_at.is_(None) & workers.c.ended_at.is_(None)
+    # Of a study that was copied from another database there are attempts whose worker is not here.
+    held = ~ended & attempts.c.released_at.is_(None) & workers.c.id.is_not(None) & workers.c.ended_at.is_(None)
 
     def count(condition: sa.ColumnElement[bool], name: str) -> sa.ColumnElement[int]:
         return sa.func.sum(sa.case((condition, 1), else_=0)).label(name)
@@ -180,7 +181,7 @@ def _run_counts(now: sa.ColumnElement[float]) -> sa.Select:
             sa.func.max(runs.c.ended_at).label("last_ended_at"),
         )
         .join(attempts, same_attempt())
-        .join(workers, workers.c.id == attempts.c.worker_id)
+        .outerjoin(workers, workers.c.id == attempts.c.worker_id)
         .group_by(runs.c.study_id)
     )
 

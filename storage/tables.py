@@ -77,7 +77,7 @@ attempts = sa.Table(
     sa.Column("study_id", sa.Integer, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("worker_id", sa.Integer, nullable=False),
+    sa.Column("worker_id", sa.Integer, nullable=False),  # 0: one of the database that the study was copied from
     sa.Column("claimed_at", sa.Double, nullable=False),
     sa.Column("released_at", sa.Double),
     sa.Column("outcome", sa.String(32)),  # complete | pruned | failed | stopped | lost | crashed

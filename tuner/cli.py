@@ -329,7 +329,7 @@ def _expected(error: Exception) -> int | None:
     return FAILED if crew is not None and isinstance(error, crew.RunFailed) else None
 
 
-from tuner import cli_registry, cli_service, cli_verdict  # noqa: E402  (their commands need `cli`)
+from tuner import cli_registry, cli_service, cli_transfer, cli_verdict  # noqa: E402  (their commands need `cli`)
 
-for _part in (cli_service, cli_verdict, cli_registry):
+for _part in (cli_service, cli_verdict, cli_registry, cli_transfer):
     _part.register(cli)

@@ -79,7 +79,7 @@ def test_every_command_of_the_house_is_there() -> None:
         *("data", "data simulate", "data describe"),
         *("submit", "worker", "status", "stop", "logs", "db", "db upgrade", "db check"),
         *("manifest", "manifest slurm", "manifest k8s"),
-        *("evaluate", "report", "models", "promote", "rollback", "predict"),
+        *("evaluate", "report", "models", "promote", "rollback", "predict", "export", "import"),
     }
 
 
