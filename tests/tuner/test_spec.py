@@ -379,7 +379,7 @@ def test_scalars_are_those_of_yaml_1_2(small: Path):
         (
             "trainer: tests.tuner.test_spec:SmallTrainer",
             "trainer: gfit",
-            ":2: trainer: expected one of gift, got 'gfit'; did",
+            ":2: trainer: expected one of gift, stock, got 'gfit'; did",
         ),
         ("trainer: tests.tuner.test_spec:SmallTrainer", "", ": trainer: is missing: expected a value here"),
         ("study: small", "study: a/b", ":1: study: expected text like ^[A-Za-z0-9]"),
