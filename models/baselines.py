@@ -34,7 +34,9 @@ _BOOSTING = {"tree_method": "hist", "learning_rate": 0.1, "max_depth": 6, "subsa
 _log = logging.getLogger(__name__)
 
 Kind = Literal["binary", "regression"]
+Metric = Literal["pr_auc", "roc_auc"]
 Score = Callable[[Features], np.ndarray]  # [N] float64: a logit, or a standardised target
+_Fit = Callable[["_Rows", "_Rows", Kind], Score]
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,21 @@ def fit_baseline(
     task: str,
     seed: int,
     device: str = "cpu",
+    metric: Metric = "pr_auc",
 ) -> Baseline:
     """Fit one of `BASELINES` on train, with valid to choose how much of it.
 
     `base_rate`: train's share of positives, and its mean of every regression target. `logistic_regression`: L2
-    penalty from `PENALTIES` by PR-AUC on valid; for regression ridge, by squared error. `xgboost`: histograms, with
-    early stopping by the same figures on valid. The last two learn a regression's transformed target and
-    stay inside the range that train has; under log1p they are closer to a median than to a mean. The same input
+    penalty from `PENALTIES` by `metric` on valid; for regression ridge, by squared error. `xgboost`: histograms,
+    with early stopping by the same figures on valid. The last two learn a regression's transformed target and stay
+    inside the range that train has; under log1p they are closer to a median than to a mean. The same input
     and seed give the same baseline, bit for bit on the CPU.
 
     Args:
         task: the decision's binary task; the other binary tasks are left out.
         seed: decides the rows that boosting draws.
         device: where boosting runs, `cpu` or a CUDA device; the linear models stay on the CPU.
+        metric: what the models are judged by later, so that no baseline is held back by another aim.
 
     Raises:
         InputError: no such baseline or binary task; a task without rows that count, or without both values, on
@@ -93,7 +97,9 @@ def fit_baseline(
         if name == "base_rate":
             models[each] = _constant(rows[0].target, kind)
             continue
-        fit = _fit_linear if name == "logistic_regression" else partial(_fit_trees, seed=seed, device=device)
+        fit: _Fit = partial(_fit_linear, metric=metric)
+        if name == "xgboost":
+            fit = partial(_fit_trees, seed=seed, device=device, metric=metric)
         models[each] = _fit_transformed(fit, *rows, kind, train_labels.transforms.get(each, "none"))
     elapsed = time.perf_counter() - started
     _log.info("baseline %s fitted in %.1f s", name, elapsed, extra={"action": "baseline", "elapsed_s": elapsed})
@@ -139,9 +145,7 @@ def _constant(target: np.ndarray, kind: Kind) -> Score:
     return lambda features: np.full(len(features.numeric), value)
 
 
-def _fit_transformed(
-    fit: Callable[[_Rows, _Rows, Kind], Score], train: _Rows, valid: _Rows, kind: Kind, transform: str
-) -> Score:
+def _fit_transformed(fit: _Fit, train: _Rows, valid: _Rows, kind: Kind, transform: str) -> Score:
     """`fit` on a target that is transformed and standardised, and back again. Binary targets stay as they are."""
     if kind == "binary":
         return fit(train, valid, kind)
@@ -216,7 +220,7 @@ class _Design:
         return total / total[-1]
 
 
-def _fit_linear(train: _Rows, valid: _Rows, kind: Kind) -> Score:
+def _fit_linear(train: _Rows, valid: _Rows, kind: Kind, metric: Metric) -> Score:
     """Least sum of losses + |weights|^2 / (2 variance), the intercept free; of `PENALTIES` the best on valid.
 
     L-BFGS, from each penalty's solution to the next weaker one's. Where columns are nearly collinear, as the codes
@@ -240,23 +244,25 @@ def _fit_linear(train: _Rows, valid: _Rows, kind: Kind) -> Score:
 
         limits = {"maxiter": _LINEAR_STEPS, "ftol": 1e-8, "gtol": 1e-6, "maxcor": 30}
         weights = minimize(penalised, weights / scale, jac=True, method="L-BFGS-B", options=limits).x * scale
-        figure = _figure(judged.scores(weights), valid.target, kind)
+        figure = _figure(judged.scores(weights), valid.target, kind, metric)
         if figure > best_figure:
             best, best_figure = weights, figure
     return lambda features: _Design.of(_Rows.of(features)).scores(best)
 
 
-def _figure(scores: np.ndarray, target: np.ndarray, kind: Kind) -> float:
-    return average_precision(scores, target)[0] if kind == "binary" else -float(np.mean((scores - target) ** 2))
+def _figure(scores: np.ndarray, target: np.ndarray, kind: Kind, metric: Metric) -> float:
+    if kind == "regression":
+        return -float(np.mean((scores - target) ** 2))
+    return roc_auc(scores, target) if metric == "roc_auc" else average_precision(scores, target)[0]
 
 
 # ---------------------------------------------------------------------------------------------- boosting
 
 
-def _fit_trees(train: _Rows, valid: _Rows, kind: Kind, seed: int, device: str) -> Score:
+def _fit_trees(train: _Rows, valid: _Rows, kind: Kind, seed: int, device: str, metric: Metric) -> Score:
     import xgboost as xgb  # takes a while to import
 
-    goal = {"objective": "binary:logistic", "eval_metric": "aucpr"}
+    goal = {"objective": "binary:logistic", "eval_metric": "auc" if metric == "roc_auc" else "aucpr"}
     if kind == "regression":
         goal = {"objective": "reg:squarederror", "eval_metric": "rmse"}
     matrix = _binned(train, None)
@@ -351,6 +357,15 @@ def average_precision(values: np.ndarray, positive: np.ndarray) -> tuple[float, 
         return float(np.sum(hits * np.cumsum(hits) / np.cumsum(rows)) / hits.sum())
 
     return area(hits[::-1], rows[::-1]), area(hits, rows)
+
+
+def roc_auc(values: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve of ranking by falling `values`, ties counted half."""
+    levels, group = np.unique(values, return_inverse=True)
+    hits = np.bincount(group, weights=positive, minlength=len(levels))
+    misses = np.bincount(group, minlength=len(levels)) - hits
+    below = np.cumsum(misses) - misses / 2.0
+    return float(hits @ below / (hits.sum() * misses.sum()))
 
 
 def _rate_per_code(codes: np.ndarray, label: np.ndarray, n_codes: int) -> np.ndarray:

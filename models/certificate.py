@@ -2,9 +2,9 @@
 
 A threshold that was chosen because it looked good on some rows looks better there than it is. So three roles share
 the work. `plan_sequence` reads valid and fixes a short sequence of cuts, strict to loose; `certify` reads calibrate
-and tests them in that order; `check` reads test and says what became of the promise. Cuts are raw float32 logits,
-compared as they are (select where score >= threshold; equal scores stay on one side), so that no calibrator and no
-rounding stands between what was tested and what will be decided.
+and tests them in that order; `models.check` reads test and says what became of the promise. Cuts are raw float32
+logits, compared as they are (select where score >= threshold; equal scores stay on one side), so that no calibrator
+and no rounding stands between what was tested and what will be decided.
 
 **Why it holds.** Model and cuts are fixed before a label of calibrate is read. Cut j has the null hypothesis "its
 precision is below the target". Given that it selects n rows, the true ones among independent rows are binomial,
@@ -45,14 +45,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.decision import range_of_logits
-from models.precision import Evidence, JudgedRows
+from models.precision import Evidence, JudgedRows, Tally
 from models.trainer import Decision, InputError
 
 _RATIO = 1.05  # between the counts of neighbouring cuts
@@ -96,7 +96,8 @@ class Sequence:
 class Test:
     """One cut on calibrate. `n_effective` rows is what its selected rows are worth, `n_units` the units they are
     of; `bound` the lower bound of its precision, `p_value` what is compared with delta. A cut with fewer than
-    `min_selected` rows does not pass whatever its p-value."""
+    `min_selected` rows does not pass whatever its p-value. `bound_rows`, for comparison only, is the bound if every
+    row were a unit of its own; None where it is."""
 
     threshold: float
     n_selected: int
@@ -106,6 +107,7 @@ class Test:
     bound: float
     p_value: float
     passed: bool
+    bound_rows: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class Certificate:
 
     Status `infeasible`: no decisions may be issued; threshold, precision, bound, recall and n_effective are None
     and nothing is selected. `n_rows` and `n_units` count the whole of calibrate. `recall` is None also without
-    positives. `certifiable_precision` is 0 where there was no cut to test.
+    positives. `certifiable_precision` is 0 where there was no cut to test. `bound_rows` stands beside `bound` for
+    comparison only: what it were if every row were a unit of its own; None where it is, or nothing is certified.
     """
 
     status: Literal["certified", "infeasible"]
@@ -134,6 +137,7 @@ class Certificate:
     certifiable_precision: float
     tested: tuple[Test, ...]
     assumptions: tuple[str, ...]
+    bound_rows: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         content = asdict(self)
@@ -142,42 +146,14 @@ class Certificate:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Certificate:
         """Also from a larger mapping: keys that are not of a certificate are passed over."""
-        own = {name: content[name] for name in cls.__dataclass_fields__}
+        own = own_fields(cls, content)
         own["tested"] = tuple(Test(**test) for test in content["tested"])
         return cls(**own | {"assumptions": tuple(content["assumptions"])})
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a certified threshold does on rows that came later: test.
-
-    `kept` compares the observed precision with the target, as anyone would; None where no row is selected. It may
-    be missed by chance, so there is the two-sided interval [low, high] at `confidence` as well: `refuted` says
-    that all of it is below the target, and chance alone is no explanation.
-    """
-
-    target: float
-    threshold: float
-    confidence: float
-    n_rows: int
-    n_selected: int
-    n_true: int
-    n_units: int
-    n_effective: float
-    precision: float | None
-    low: float
-    high: float
-    recall: float | None
-    kept: bool | None
-    refuted: bool
-    sentence: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Check:
-        return cls(**{name: content[name] for name in cls.__dataclass_fields__})
+def own_fields(cls: type, content: dict[str, Any]) -> dict[str, Any]:
+    """What a stored mapping has of a class's fields; an older one may lack the last."""
+    return {field.name: content[field.name] for field in fields(cls) if field.name in content}
 
 
 def plan_sequence(
@@ -243,7 +219,7 @@ def certify(
     tested: list[Test] = []
     tallies = rows.tallies(np.array(sequence.thresholds, np.float32))
     for threshold, tally in zip(sequence.thresholds, tallies, strict=True):
-        tested.append(_test(threshold, Evidence.of(tally, delta), decision))
+        tested.append(_test(threshold, tally, delta, decision))
         if not tested[-1].passed:
             break
     certified = [test for test in tested if test.passed]
@@ -266,51 +242,7 @@ def certify(
         certifiable_precision=tested[0].bound if tested else 0.0,
         tested=tuple(tested),
         assumptions=_assumptions(decision.unit, rows, loosest or (tested[0] if tested else None)),
-    )
-
-
-def check(
-    certificate: Certificate,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    unit: np.ndarray,
-    confidence: float = 0.95,
-) -> Check:
-    """Hold a certified threshold against test.
-
-    Args:
-        scores, labels, unit: [N] as for `certify`, of test.
-        confidence: of the two-sided interval of the precision.
-
-    Raises:
-        InputError: as `plan_sequence`, or a certificate that certifies nothing.
-    """
-    if certificate.threshold is None:
-        raise InputError("certificate: expected a certified threshold to check, got an infeasible certificate")
-    rows = JudgedRows.of("test", scores, labels, unit, certificate.unit)
-    (tally,) = rows.tallies(np.array([certificate.threshold], np.float32))
-    cut = Evidence.of(tally, (1.0 - confidence) / 2.0)
-    n_positive = int(rows.labels.sum())
-    precision = cut.n_true / cut.n if cut.n else None
-    low, high = cut.bound, cut.upper_bound
-    kept = None if precision is None else precision >= certificate.target
-    refuted = high < certificate.target
-    return Check(
-        target=certificate.target,
-        threshold=certificate.threshold,
-        confidence=confidence,
-        n_rows=len(rows.scores),
-        n_selected=cut.n,
-        n_true=cut.n_true,
-        n_units=cut.n_units,
-        n_effective=cut.n_effective,
-        precision=precision,
-        low=low,
-        high=high,
-        recall=cut.n_true / n_positive if n_positive else None,
-        kept=kept,
-        refuted=refuted,
-        sentence=_sentence(cut, certificate.target, confidence, kept, refuted),
+        bound_rows=loosest.bound_rows if loosest else None,
     )
 
 
@@ -336,13 +268,15 @@ def joint_confidence(spent: Iterable[float]) -> float:
     return max(0.0, 1.0 - math.fsum(spent))
 
 
-def _test(threshold: float, cut: Evidence, decision: Decision) -> Test:
-    target, p_value = decision.target_precision, cut.p_value(decision.target_precision)
+def _test(threshold: float, tally: Tally, delta: float, decision: Decision) -> Test:
+    cut, target = Evidence.of(tally, delta), decision.target_precision
+    p_value = cut.p_value(target)
     # The binomial tail has judged; the quantile's last bit may not contradict it.
     below = math.nextafter(target, 0.0)
     bound = max(cut.bound, target) if p_value <= cut.delta else min(cut.bound, below)
     passed = p_value <= cut.delta and cut.n >= decision.min_selected
-    return Test(threshold, cut.n, cut.n_true, cut.n_units, cut.n_effective, bound, p_value, passed)
+    alone = None if decision.unit == "row" else Evidence.of(tally._replace(by_unit=None), delta).bound
+    return Test(threshold, cut.n, cut.n_true, cut.n_units, cut.n_effective, bound, p_value, passed, alone)
 
 
 def _candidates(rows: JudgedRows, decision: Decision, n_rows: int | None) -> NDArray[np.float32]:
@@ -387,18 +321,3 @@ def _assumptions(unit: str, rows: JudgedRows, test: Test | None) -> tuple[str, .
     if test is not None and test.n_units < _FEW_UNITS:
         found.append(f"Only {test.n_units} units are behind the figures: the approximation is rough.")
     return tuple(found)
-
-
-def _sentence(cut: Evidence, target: float, confidence: float, kept: bool | None, refuted: bool) -> str:
-    if kept is None:
-        return f"Nothing to judge: no row of test reaches the threshold (precision >= {target:g} was promised)."
-    says = "kept" if kept else "broken"
-    text = (
-        f"The promise of precision >= {target:g} is {says} on test: {cut.share:.4f}, {cut.n_true:,} of {cut.n:,} "
-        f"selected rows ({100.0 * confidence:g} % interval {cut.bound:.4f} to {cut.upper_bound:.4f})"
-    )
-    if kept:
-        return text + "."
-    if refuted:
-        return text + ", and not by chance alone: the whole interval is below."
-    return text + ", which may be chance: the interval holds the target."

@@ -240,15 +240,17 @@ def _model(reference: str, storage: str | None, runs: str, artifacts: str | None
 def _model_rows(rows: list[ModelRow]) -> tuple[list[str], list[list[Any]]]:
     from tuner import formats
     from tuner.gate import interval, own
+    from tuner.judged_metric import LABELS, metric_of
 
-    columns = ["model", "version", "state", "since", "PR-AUC", "low", "high", "ECE", "certificate", "precision",
-               "MB", "evaluation", "checksum"]  # fmt: skip
+    columns = ["model", "version", "state", "since", "metric", "on test", "low", "high", "ECE", "certificate",
+               "precision", "MB", "evaluation", "checksum"]  # fmt: skip
     told = []
     for row in rows:
-        around, certificate = interval(row, "pr_auc"), row.certificate or {}
+        by, certificate = metric_of(row.metrics), row.certificate or {}
+        around = interval(row, by)
         told.append([
-            row.name, row.version, row.state, formats.clock(row.changed_at), own(row, "pr_auc"), around.get("low"),
-            around.get("high"), own(row, "ece_calibrated"), certificate.get("status", "none"),
+            row.name, row.version, row.state, formats.clock(row.changed_at), LABELS[by], own(row, by),
+            around.get("low"), around.get("high"), own(row, "ece_calibrated"), certificate.get("status", "none"),
             _promised(certificate), row.size_bytes / 1e6, row.evaluation, row.checksum[:16],
         ])  # fmt: skip
     return columns, told

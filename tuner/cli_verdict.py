@@ -106,15 +106,17 @@ def report(
 def conclusion_parts(document: Mapping[str, Any]) -> Iterator[Any]:
     """What an evaluation has come to, for a terminal: the answer first."""
     from tuner import formats
+    from tuner.judged_metric import label_of, metric_of
     from tuner.report_findings import certified, percent
     from tuner.report_text import conclusion, verdict_lines
 
     yield conclusion(document)
     yield from verdict_lines(document)
-    columns = ["arm", "fits", "PR-AUC", "low", "high", "recall at 1 %", "ECE", "log loss"]
-    between = f"low, high: {percent(document['confidence'])} interval of PR-AUC"
+    by, label = metric_of(document), label_of(document)
+    columns = ["arm", "fits", label, "low", "high", "recall at 1 %", "ECE", "log loss"]
+    between = f"low, high: {percent(document['confidence'])} interval of {label}"
     yield formats.table(f"{document['sample']['role']} ({between})", columns, [
-        [name, _fits(arm), *_numbers(arm)] for name, arm in _by_pr_auc(document)
+        [name, _fits(arm), *_numbers(arm, by)] for name, arm in _ranked(document, by)
     ])  # fmt: skip
     for name, arm in document["arms"].items():
         for fit in arm["fits"]:
@@ -122,9 +124,7 @@ def conclusion_parts(document: Mapping[str, Any]) -> Iterator[Any]:
                 yield f"fit {fit['number']} ({name}) failed: {fit['failure']}"
     for entry in document["left_out"]:
         yield f"arm {entry['arm']}: left out: {entry['reason']}"
-    for index, nominee in enumerate(document["nominees"]):
-        if index > 0 or nominee["certificate"]["status"] == "certified":  # else the conclusion has said it
-            yield certified(nominee, document)
+    yield from map(certified, document["nominees"])
     for role, looks in document["looks"].items():
         yield f"{role}: {_looks(looks)}"
     if (model := document["model"]) is not None:
@@ -133,8 +133,8 @@ def conclusion_parts(document: Mapping[str, Any]) -> Iterator[Any]:
     yield f"report: tuner report --study {document['study']}"
 
 
-def _by_pr_auc(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return sorted(document["arms"].items(), key=lambda item: -(_value(item[1], "pr_auc", "value") or 0.0))
+def _ranked(document: Mapping[str, Any], by: str) -> list[tuple[str, Mapping[str, Any]]]:
+    return sorted(document["arms"].items(), key=lambda item: -(_value(item[1], by, "value") or 0.0))
 
 
 def _value(arm: Mapping[str, Any], metric: str, part: str) -> float | None:
@@ -146,9 +146,9 @@ def _fits(arm: Mapping[str, Any]) -> str:
     return str(ended) if ended == len(arm["fits"]) else f"{ended} of {len(arm['fits'])}"
 
 
-def _numbers(arm: Mapping[str, Any]) -> list[float | None]:
-    pr_auc = [_value(arm, "pr_auc", part) for part in ("value", "low", "high")]
-    return pr_auc + [_value(arm, m, "value") for m in ("recall_at_1pct", "ece_calibrated", "log_loss_calibrated")]
+def _numbers(arm: Mapping[str, Any], by: str) -> list[float | None]:
+    judged = [_value(arm, by, part) for part in ("value", "low", "high")]
+    return judged + [_value(arm, m, "value") for m in ("recall_at_1pct", "ece_calibrated", "log_loss_calibrated")]
 
 
 def _looks(looks: Mapping[str, int]) -> str:

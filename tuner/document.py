@@ -22,12 +22,12 @@ from models.calibration import reliability
 from models.verdict import fresh_probability, judge
 from storage.rows import AttemptRow, EvaluationRow, MeasurementRow, RunRow
 from tuner.fits import Fit, OnValid, Rows, best_fit
+from tuner.judged_metric import LABELS, Metric, metric_of_study
 from tuner.plan import Plan
 from tuner.report import FORMAT, SPECIFICATION
 from tuner.study import Study
 
 CONFIDENCE = 0.95
-METRIC = "pr_auc"  # arms are compared by it
 VERSIONS = ("torch", "numpy", "scipy", "xgboost", "optuna")
 
 
@@ -52,8 +52,9 @@ def write_document(
 ) -> dict[str, Any]:
     """The document, but for the time it was finished at and the model that comes of it."""
     store, decision, rows = study.store, study.spec.decision, findings.rows
+    metric = metric_of_study(study.spec.objective, decision.task)
     measured = store.measurements(fits.id, [fit.number for fit in _trained(findings)])
-    comparisons = _comparisons(findings, study, plan)
+    comparisons = _comparisons(findings, study, plan, metric)
     document = {
         "format": FORMAT,
         "study": study.name,
@@ -64,6 +65,7 @@ def write_document(
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
         "data": json.loads(store.get_study(study.id).data),
         "task": decision.task,
+        "metric": metric,
         "decision": decision.model_dump(mode="json"),
         "confidence": CONFIDENCE,
         "n_replicates": plan.n_replicates,
@@ -77,18 +79,18 @@ def write_document(
             "base_rate": rows.n_positive / len(rows.labels),
         },
         "looks": findings.looks,
-        "arms": _arms(findings, plan, store.runs(fits.id), measured, fits.spec.seed_of, decision.task),
+        "arms": _arms(findings, plan, store.runs(fits.id), measured, fits.spec.seed_of, metric),
         "left_out": list(findings.left_out),
         "comparisons": comparisons,
         "verdict": _verdict(comparisons, study),
         "former": _former(evaluation.document, plan),
-        "tuning_gain": _tuning_gain(findings, plan),
+        "tuning_gain": _tuning_gain(findings, plan, metric),
         "reliability": _reliability(findings),
         "nominees": list(findings.nominees),
         "leak": findings.leak,
         "gradient_cosine": _gradient_cosine(findings, study, measured),
         "training": {
-            arm: training_curves(measured[best_fit(of_arm, findings.valid).number], decision.task)
+            arm: training_curves(measured[best_fit(of_arm, findings.valid, metric).number], decision.task)
             for arm, of_arm in findings.judged.items()
             if of_arm[0].run is not None
         },
@@ -146,13 +148,13 @@ def _trained(findings: Findings) -> list[Fit]:
 
 def _arms(
     findings: Findings, plan: Plan, runs: Sequence[RunRow], measured: Mapping[int, Sequence[MeasurementRow]],
-    seed_of: Callable[[int], int], task: str,
+    seed_of: Callable[[int], int], metric: Metric,
 ) -> dict[str, Any]:  # fmt: skip
     planned, found = {arm.name: arm for arm in plan.arms}, {}
     for name, fits in findings.judged.items():
         arm = planned.get(name)
         complete = {fit.number for fit in fits}
-        entries = [_complete_entry(fit, findings.valid[fit.model.name], measured, task) for fit in fits]
+        entries = [_complete_entry(fit, findings.valid[fit.model.name], measured) for fit in fits]
         entries += [
             _other_entry(run, seed_of(run.number)) for run in runs if run.arm == name and run.number not in complete
         ]
@@ -163,35 +165,29 @@ def _arms(
             "config": arm.config if arm else None,
             "fits": sorted(entries, key=lambda entry: entry["number"] or 0),
             "metrics": _metrics(findings.draws, name),
-            "calibration": dict(findings.valid[best_fit(fits, findings.valid).model.name].calibration),
+            "calibration": dict(findings.valid[best_fit(fits, findings.valid, metric).model.name].calibration),
         }
     return found
 
 
 def _complete_entry(
-    fit: Fit, valid: OnValid, measured: Mapping[int, Sequence[MeasurementRow]], task: str
-) -> dict[str, Any]:
+    fit: Fit, valid: OnValid, measured: Mapping[int, Sequence[MeasurementRow]]
+) -> dict[str, Any]:  # fmt: skip
     steps = measured[fit.number] if fit.number is not None else ()
     return {
         "number": fit.number,
         "seed": fit.seed,
         "state": "complete",
-        "best_step": kept_step(steps, task),
+        "best_step": fit.run.best_step if fit.run else None,
         "n_steps": len(steps) if fit.run else None,
         "elapsed_s": steps[-1].elapsed_s if steps else None,
-        "valid_pr_auc": valid.pr_auc,
+        **valid.as_entry(),
         "valid_feasible": valid.feasible,
         "failure": None,
         "checkpoint": fit.model.checksum,
         "calibrator": valid.calibrator.as_json(),
         "smearing": {task: dict(how) for task, how in valid.smearing.items()},
     }
-
-
-def kept_step(rows: Sequence[MeasurementRow], task: str) -> int | None:
-    """The step whose weights are scored: the best by PR-AUC on valid, whatever the objective of the search is."""
-    values = {row.step: row.metrics[name] for row in rows if (name := f"valid/{task}/{METRIC}") in row.metrics}
-    return max(values, key=lambda step: (values[step], -step), default=None)
 
 
 def _other_entry(run: RunRow, seed: int) -> dict[str, Any]:
@@ -203,7 +199,7 @@ def _other_entry(run: RunRow, seed: int) -> dict[str, Any]:
         "best_step": run.best_step,
         "n_steps": None,
         "elapsed_s": None,
-        "valid_pr_auc": None,
+        **dict.fromkeys(f"valid_{metric}" for metric in LABELS),
         "valid_feasible": None,
         "failure": run.failure,
         "checkpoint": None,
@@ -226,23 +222,26 @@ def _metrics(draws: Draws, name: str) -> dict[str, Any]:
 # --- comparisons -----------------------------------------------------------------------------------------------
 
 
-def _comparisons(findings: Findings, study: Study, plan: Plan) -> list[dict[str, Any]]:
+def _comparisons(findings: Findings, study: Study, plan: Plan, metric: Metric) -> list[dict[str, Any]]:
     """Every searched arm against the verdict's baseline arm, and the nominee's arm against each baseline model."""
     question, found = study.spec.compared, []
     if question is not None and question.baseline in findings.judged:
         searched = [arm.name for arm in plan.arms if arm.kind == "searched" and arm.name in findings.judged]
         for arm in searched:
             if arm != question.baseline:
-                found.append(_compare(findings, arm, question.baseline, question.min_gain, question.reading))
+                told = (question.min_gain, question.reading)
+                found.append(_compare(findings, arm, question.baseline, *told, metric))
     winner = findings.nominees[0]["arm"]
     baselines = [name for name, fits in findings.judged.items() if fits[0].run is None]
-    return found + [_compare(findings, winner, name, 0.0, "relative") for name in baselines]
+    return found + [_compare(findings, winner, name, 0.0, "relative", metric) for name in baselines]
 
 
-def _compare(findings: Findings, arm: str, against: str, min_gain: float, reading: str) -> dict[str, Any]:
+def _compare(
+    findings: Findings, arm: str, against: str, min_gain: float, reading: str, metric: Metric
+) -> dict[str, Any]:  # fmt: skip
     found = judge(
         findings.draws, arm, against, min_gain=min_gain, reading=reading, n_positive=findings.rows.n_positive,
-        metric=METRIC,
+        metric=metric,
     )  # fmt: skip
     return asdict(found)
 
@@ -255,7 +254,7 @@ def _verdict(comparisons: Sequence[dict[str, Any]], study: Study) -> dict[str, A
     return next((one for one in comparisons if (one["arm"], one["against"]) == asked), None)
 
 
-def _tuning_gain(findings: Findings, plan: Plan) -> dict[str, Any] | None:
+def _tuning_gain(findings: Findings, plan: Plan, metric: Metric) -> dict[str, Any] | None:
     """What the search has brought: the best found configuration of an arm against the arm's default one."""
     default = next((arm for arm in plan.arms if arm.kind == "default" and arm.name in findings.judged), None)
     if default is None:
@@ -268,9 +267,9 @@ def _tuning_gain(findings: Findings, plan: Plan) -> dict[str, Any] | None:
     return {
         "arm": best,
         "default": default.name,
-        "difference": asdict(draws.difference(*pair, METRIC, CONFIDENCE)),
-        "relative": asdict(draws.relative(*pair, METRIC, CONFIDENCE)),
-        "fresh_probability": fresh_probability(draws, *pair, METRIC),
+        "difference": asdict(draws.difference(*pair, metric, CONFIDENCE)),
+        "relative": asdict(draws.relative(*pair, metric, CONFIDENCE)),
+        "fresh_probability": fresh_probability(draws, *pair, metric),
     }
 
 
@@ -291,7 +290,7 @@ def _reliability(findings: Findings) -> dict[str, Any]:
 
 
 def training_curves(rows: Sequence[MeasurementRow], task: str) -> dict[str, Any]:
-    """The curves of one fit: its steps, every task's training loss, the decision's PR-AUC on valid."""
+    """The curves of one fit: its steps, every task's training loss, the decision's metrics on valid."""
     losses: dict[str, list[float | None]] = {}
     for name in dict.fromkeys(name for row in rows for name in row.metrics):
         parts = name.split("/")
@@ -300,7 +299,7 @@ def training_curves(rows: Sequence[MeasurementRow], task: str) -> dict[str, Any]
     return {
         "steps": [row.step for row in rows],
         "loss": losses,
-        "valid_pr_auc": [row.metrics.get(f"valid/{task}/pr_auc") for row in rows],
+        **{f"valid_{metric}": [row.metrics.get(f"valid/{task}/{metric}") for row in rows] for metric in LABELS},
     }
 
 

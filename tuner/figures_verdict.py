@@ -23,6 +23,7 @@ from tuner.figures import (
     Series,
     arm_colours,
 )
+from tuner.judged_metric import chance, label_of, metric_of, value_on_valid
 
 # At most so many groups of features, and shared units, have a bar of their own.
 N_GROUPS, N_UNITS = 20, 20
@@ -73,30 +74,33 @@ def _metric_series(document: Mapping[str, Any], name: str, arms: Sequence[str], 
 
 
 def comparison(document: Mapping[str, Any]) -> Figure:
-    """PR-AUC of every model with its interval and its single seeds."""
+    """The judged metric of every model with its interval and its single seeds."""
+    by, label = metric_of(document), label_of(document)
     arms, colours = list(document["arms"]), arm_colours(document["arms"])
-    seeds = [(document["arms"][arm]["metrics"].get("pr_auc") or {}).get("per_seed") or [] for arm in arms]
+    seeds = [(document["arms"][arm]["metrics"].get(by) or {}).get("per_seed") or [] for arm in arms]
     series = Series(
-        **_metric_series(document, "", arms, "pr_auc"),
+        **_metric_series(document, "", arms, by),
         colours=[colours[arm] for arm in arms],
         points=[values if len(values) > 1 else [] for values in seeds],
     )
-    base = document["sample"]["base_rate"]
+    nothing = chance(document)
+    called = "chance" if by == "roc_auc" else "base rate"
     panel = Bars(
-        "PR-AUC on test", "Model", f"PR-AUC ({document['task']})", arms, [series],
-        reference=Reference(f"base rate {findings.figure(base)}", base),
+        f"{label} on test", "Model", f"{label} ({document['task']})", arms, [series],
+        reference=Reference(f"{called} {findings.figure(nothing)}", nothing),
     )  # fmt: skip
     caption = (
-        f"PR-AUC of {document['task']} on {sample_text(document)}. Bars are means over {document['seeds']} seeds "
+        f"{label} of {document['task']} on {sample_text(document)}. Bars are means over {document['seeds']} seeds "
         f"(baselines: one); {interval_text(document)}."
     )
-    title = f"PR-AUC of every model ({document['study']})"
-    return Figure("pr_auc_comparison", title, caption, findings.on_comparison(document), [panel])
+    title = f"{label} of every model ({document['study']})"
+    return Figure(f"{by}_comparison", title, caption, findings.on_comparison(document), [panel])
 
 
 def differences(document: Mapping[str, Any]) -> Figure | Missing:
     """The gain of every arm over the verdict's baseline with its interval, beside what was asked for."""
-    key, title = "pr_auc_difference", f"Gain in PR-AUC over the baseline arm ({document['study']})"
+    key, label = f"{metric_of(document)}_difference", label_of(document)
+    title = f"Gain in {label} over the baseline arm ({document['study']})"
     verdict = document["verdict"]
     if verdict is None:
         return Missing(key, title, "the study names no two arms to compare, or one of them was left out")
@@ -113,7 +117,7 @@ def differences(document: Mapping[str, Any]) -> Figure | Missing:
     ]
     gain = findings.percent(verdict["min_gain"]) if relative else findings.figure(verdict["min_gain"])
     panel = Curves(
-        "Gain", "Model", f"Gain in PR-AUC over {verdict['against']} ({'%' if relative else 'points'})", curves,
+        "Gain", "Model", f"Gain in {label} over {verdict['against']} ({'%' if relative else 'points'})", curves,
         x_range=edges, x_ticks={float(i): c["arm"] for i, c in enumerate(found)},
         reference=Reference(f"asked for: +{gain}", scale * verdict["min_gain"]),
     )  # fmt: skip
@@ -160,7 +164,7 @@ def top_k(document: Mapping[str, Any]) -> Figure:
 
 
 def training(document: Mapping[str, Any]) -> Figure | Missing:
-    """Losses task by task and the PR-AUC on valid, over the epochs of each arm's best seed."""
+    """Losses task by task and the judged metric on valid, over the epochs of each arm's best seed."""
     key, title = "training_curves", f"Training of the best seed of every arm ({document['study']})"
     curves, colours = document["training"], arm_colours(document["arms"])
     if not any(curve["steps"] for curve in curves.values()):
@@ -178,11 +182,11 @@ def training(document: Mapping[str, Any]) -> Figure | Missing:
         Curves(f"Training loss: {task}", "Epoch", "Loss", lines(lambda curve, task=task: curve["loss"].get(task)))
         for task in tasks
     ]
-    valid = lines(lambda curve: curve["valid_pr_auc"])
+    valid, label = lines(lambda curve: value_on_valid(document, curve)), label_of(document)
     if valid:
-        panels.append(Curves(f"{document['task']} on valid", "Epoch", "PR-AUC (valid)", valid))
+        panels.append(Curves(f"{document['task']} on valid", "Epoch", f"{label} (valid)", valid))
     caption = (
-        "Mean training loss per task and epoch, unweighted, of the seed of each arm with the highest PR-AUC on "
+        f"Mean training loss per task and epoch, unweighted, of the seed of each arm with the highest {label} on "
         f"valid (n = {len(curves)} fits). Fits of one task have the same unit of loss only where their loss "
         "function is the same."
     )
@@ -219,16 +223,17 @@ def importance(document: Mapping[str, Any]) -> Figure | Missing:
         if parts:
             shown = sorted(parts, key=lambda part: -part["drop"])[:most]
             more = f" (the {len(shown)} largest of {len(parts)})" if len(parts) > len(shown) else ""
-            panels.append(_drops(shown, name + more, label, AFTER if label.startswith("Group") else ARM_COLOURS[2]))
+            colour = AFTER if label.startswith("Group") else ARM_COLOURS[2]
+            panels.append(_drops(shown, name + more, label, label_of(document), colour))
     caption = (
-        f"Drop of the PR-AUC on {found['role']} when a group of features is replaced by its mean, or unknown, and "
-        f"when one shared unit is set to its mean; {found['arm']}, mean and standard deviation over {n_seeds} "
-        f"{'seed' if n_seeds == 1 else 'seeds'}."
+        f"Drop of the {label_of(document)} on {found['role']} when a group of features is replaced by its mean, or "
+        f"unknown, and when one shared unit is set to its mean; {found['arm']}, mean and standard deviation over "
+        f"{findings.counted(n_seeds, 'seed')}."
     )
     return Figure(key, title, caption, findings.on_importance(document), panels)
 
 
-def _drops(parts: Sequence[Mapping[str, Any]], title: str, label: str, colour: str) -> Bars:
+def _drops(parts: Sequence[Mapping[str, Any]], title: str, label: str, measure: str, colour: str) -> Bars:
     drops = [part["drop"] for part in parts]
     spread = [part["sd"] for part in parts]
     ends: dict[str, Any] = {}
@@ -240,7 +245,7 @@ def _drops(parts: Sequence[Mapping[str, Any]], title: str, label: str, colour: s
         }
     names = [str(part["name"]) for part in parts]
     series = Series(label, drops, colour, **ends)
-    return Bars(title, label, "Drop of PR-AUC", names, [series], horizontal=True)
+    return Bars(title, label, f"Drop of {measure}", names, [series], horizontal=True)
 
 
 def reliability(document: Mapping[str, Any]) -> Figure | Missing:

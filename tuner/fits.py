@@ -18,6 +18,7 @@ from models.decision import decide
 from models.metrics import Ranking, Truth
 from models.trainer import Decision, InputError, Labels, Predictions, Role
 from storage.rows import RunRow
+from tuner.judged_metric import LABELS, Metric
 from tuner.scoring import Model
 
 
@@ -45,7 +46,7 @@ class Rows:
     """The rows of one role that have the decision's label.
 
     Shape: `kept` indexes them among all rows of the role; `labels` [N] 0 or 1, `unit` [N], `amount` [N] or None,
-    `targets[task]` [N] for each regression task, NaN where it does not count.
+    `targets[task]` [N] for each regression task, NaN where it does not count, `groups[name]` [N] what a row is of.
     """
 
     role: Role
@@ -56,6 +57,7 @@ class Rows:
     targets: Mapping[str, np.ndarray]
     transforms: Mapping[str, str]
     conditions: Mapping[str, str]
+    groups: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, labels: Labels, role: Role, task: str) -> Rows:
@@ -71,7 +73,7 @@ class Rows:
         targets = {name: np.asarray(labels.tasks[name][kept], np.float64) for name in labels.transforms}
         return cls(
             role, kept, of_task, np.asarray(labels.unit[kept]), amount, targets, dict(labels.transforms),
-            dict(labels.conditions),
+            dict(labels.conditions), {name: np.asarray(ids)[kept] for name, ids in labels.groups.items()},
         )  # fmt: skip
 
     def sample(self) -> Sample:
@@ -81,21 +83,44 @@ class Rows:
     def n_positive(self) -> int:
         return int(self.labels.sum())
 
+    def spread(self, selected: np.ndarray) -> dict[str, dict[str, int]]:
+        """Over how many of each kind of group the `selected` [N] bool rows are spread, and of how many."""
+        return {
+            name: {"n_selected": len(np.unique(ids[selected])), "n": len(np.unique(ids))}
+            for name, ids in self.groups.items()
+        }
+
 
 @dataclass(frozen=True)
 class OnValid:
-    """What valid says of one fit: its rank metrics, and how its outputs become probabilities and amounts."""
+    """What valid says of one fit: its rank metrics, the threshold of the search, and how its outputs become
+    probabilities and amounts."""
 
-    pr_auc: float
-    feasible: bool
+    values: Mapping[Metric, float]  # without roc_auc where there is no negative
+    search: Mapping[str, float]  # as `models.decision.decide` gives it
     calibrator: Calibrator
     calibration: Mapping[str, Any]  # chosen, log_loss
     smearing: Mapping[str, Mapping[str, Any]]  # task -> factor, transform, given
 
+    @property
+    def feasible(self) -> bool:
+        return self.search["violation"] <= 0
 
-def pr_auc(labels: np.ndarray, logits: np.ndarray, name: str = "valid") -> float:
-    """Average precision; equals the one that the trainer measures."""
-    return float(_ranking(labels, logits, name).average_precision())
+    def as_entry(self) -> dict[str, float | None]:
+        """As a document has it (`tuner.judged_metric.value_on_valid` reads it)."""
+        return {f"valid_{metric}": self.values.get(metric) for metric in LABELS}
+
+
+def rank_metrics(labels: np.ndarray, logits: np.ndarray, name: str = "valid") -> dict[Metric, float]:
+    """PR-AUC, and ROC-AUC where there is a negative; they equal those that the trainer measures."""
+    return _rank_metrics(_ranking(labels, logits, name))
+
+
+def _rank_metrics(ranking: Ranking) -> dict[Metric, float]:
+    found: dict[Metric, float] = {"pr_auc": float(ranking.average_precision())}
+    if ranking.truth.n_positive < ranking.truth.n_rows:
+        found["roc_auc"] = float(ranking.roc_auc())
+    return found
 
 
 def on_valid(predictions: Predictions, rows: Rows, decision: Decision, seed: int) -> OnValid:
@@ -115,8 +140,8 @@ def on_valid(predictions: Predictions, rows: Rows, decision: Decision, seed: int
             "given": rows.conditions.get(name),
         }
     return OnValid(
-        pr_auc=float(ranking.average_precision()),
-        feasible=decide(ranking, decision)["violation"] <= 0,
+        values=_rank_metrics(ranking),
+        search=decide(ranking, decision, rows.unit),
         calibrator=calibrator,
         calibration=calibration,
         smearing=factors,
@@ -159,12 +184,16 @@ class Baselines:
 
     Args:
         search_data: with train and valid open.
+        metric: what they are judged by.
     """
 
-    def __init__(self, trainer: Any, search_data: Any, decision: Decision, seed: int, device: str) -> None:
+    def __init__(
+        self, trainer: Any, search_data: Any, decision: Decision, metric: Metric, seed: int, device: str
+    ) -> None:
         self._trainer = trainer
         self._data = search_data
         self._decision = decision
+        self._metric = metric
         self._seed = seed
         self._device = device
         self._fitted: dict[str, Baseline] = {}
@@ -177,18 +206,19 @@ class Baselines:
             features = [self._trainer.features(self._data, role) for role in ("train", "valid")]
             labels = [self._trainer.labels(self._data, role, self._decision) for role in ("train", "valid")]
             self._fitted[name] = fit_baseline(
-                name, features[0], labels[0], features[1], labels[1], self._decision.task, self._seed, self._device
-            )
+                name, features[0], labels[0], features[1], labels[1], self._decision.task, self._seed, self._device,
+                self._metric,
+            )  # fmt: skip
         return self._fitted[name].predict(self._trainer.features(data, role))
 
 
-def best_fit(fits: Sequence[Fit], valid: Mapping[str, OnValid]) -> Fit:
-    """The one with the highest PR-AUC on valid; the first of equals."""
-    return max(fits, key=lambda fit: valid[fit.model.name].pr_auc)
+def best_fit(fits: Sequence[Fit], valid: Mapping[str, OnValid], metric: Metric) -> Fit:
+    """The one with the highest metric on valid; the first of equals."""
+    return max(fits, key=lambda fit: valid[fit.model.name].values[metric])
 
 
 def importance(arm: str, role: Role, drops: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """What each part is worth: the drop of PR-AUC without it, largest first, over the arm's seeds.
+    """What each part is worth: the drop of the judged metric without it, largest first, over the arm's seeds.
 
     Args:
         drops: `group/<name>` or `unit/<name>` -> a drop a seed.

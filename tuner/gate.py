@@ -11,6 +11,7 @@ from typing import Any
 from models.trainer import InputError
 from storage.rows import ModelRow
 from storage.runs import Store
+from tuner.judged_metric import label_of, metric_of
 from tuner.registry import find_folder, get_model, parse_reference, there_is
 from tuner.spec import GateSpec
 
@@ -156,13 +157,21 @@ def _certificate(model: ModelRow) -> Rule:
 
 
 def _champion(model: ModelRow, champion: ModelRow) -> Rule:
-    name = f"champion {champion.name}:{champion.version}"
-    found, low = own(model, "pr_auc"), interval(champion, "pr_auc").get("low")
+    """By the metric that both were judged by; models of different ones are not compared."""
+    name, label = f"champion {champion.name}:{champion.version}", label_of(model.metrics)
+    metric = metric_of(model.metrics)
+    found, low = own(model, metric), interval(champion, metric).get("low")
+    if metric != metric_of(champion.metrics):
+        text = (
+            f"champion: expected a model judged by {label_of(champion.metrics)} as the {name}, got one judged by "
+            f"{label}, and these are not compared; set gate.champion to false to promote it all the same"
+        )
+        return Rule("champion", False, None, None, text)
     if found is None or low is None:
         who = "the model" if found is None else f"the {name}"
-        return Rule("champion", False, low, found, f"champion: expected PR-AUC on test of {who}, got none")
+        return Rule("champion", False, low, found, f"champion: expected {label} on test of {who}, got none")
     other = "" if model.data_hash == champion.data_hash else " (measured on other data)"
-    text = f"champion: expected PR-AUC on test >= {low:.4f}, the low end of the {name}{other}, got {found:.4f}"
+    text = f"champion: expected {label} on test >= {low:.4f}, the low end of the {name}{other}, got {found:.4f}"
     if found < low:
         text += f", {low - found:.4f} below"
     return Rule("champion", found >= low, low, found, text)

@@ -28,6 +28,7 @@ from storage.artifacts import ArtifactError, ArtifactMissing, ArtifactStore, flu
 from storage.database import retry
 from storage.rows import ModelRow
 from storage.runs import Store
+from tuner.judged_metric import metric_of
 from tuner.snapshots import disk_errors
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def add_candidate(
         for file in (*_names(sums), SUMS):
             _patiently(remote, f"{artifact}/{file}", target / file)
     metrics = {
+        "metric": metric_of(document),
         "arm": nominee["arm"],
         "fit": nominee["number"],
         "own": verdict["metrics"],

@@ -10,6 +10,7 @@ from typing import Any
 
 from models.trainer import DiskError, InputError
 from tuner.formats import to_json
+from tuner.judged_metric import metric_of
 from tuner.spec import STUDY_NAME
 from tuner.summary import StudySummary, as_json
 
@@ -95,8 +96,9 @@ def results(document: Mapping[str, Any], summary: StudySummary) -> dict[str, Any
             for name, value in ours.items()
             if isinstance(value, float) and isinstance(theirs.get(name), float)
         }
-        delta |= {"pr_auc_interval": _ends(verdict["difference"]), "pr_auc_relative": verdict["relative"]["value"]}
-        delta |= {"pr_auc_relative_interval": _ends(verdict["relative"]), "outcome": verdict["outcome"]}
+        by, relative = metric_of(document), verdict["relative"]
+        delta |= {f"{by}_interval": _ends(verdict["difference"]), f"{by}_relative": relative["value"]}
+        delta |= {f"{by}_relative_interval": _ends(relative), "outcome": verdict["outcome"]}
     first = {"single_task": found.pop("single_task")} if "single_task" in found else {}
     return first | found | {
         "delta": delta, "top_k_is": kind, "evaluation": dict(document), "search": as_json(summary)

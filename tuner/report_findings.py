@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.judged_metric import chance, label_of, metric_of, value_on_valid
+
 # Two gradients whose cosine is nearer to 0 than this have little to do with each other.
 UNRELATED = 0.05
 _KINDS = {"recall": "of the positives", "capture": "of the largest amounts", "revenue": "of the money"}
@@ -72,6 +74,11 @@ def metric(document: Mapping[str, Any], arm: str, name: str) -> Mapping[str, Any
     return found if found and found.get("value") is not None else None
 
 
+def judged(document: Mapping[str, Any], arm: str) -> Mapping[str, Any] | None:
+    """The metric of an arm that models are judged by."""
+    return metric(document, arm, metric_of(document))
+
+
 def excludes_zero(interval: Mapping[str, Any]) -> bool:
     return interval["low"] > 0 or interval["high"] < 0
 
@@ -90,13 +97,15 @@ def registered(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def on_comparison(document: Mapping[str, Any]) -> list[str]:
-    arms = [(name, found) for name in document["arms"] if (found := metric(document, name, "pr_auc"))]
+    arms = [(name, found) for name in document["arms"] if (found := judged(document, name))]
     if not arms:
-        return ["No model has a PR-AUC."]
+        return [f"No model has a {label_of(document)}."]
     best, found = max(arms, key=lambda item: item[1]["value"])
-    base = document["sample"]["base_rate"]
-    times = f", {found['value'] / base:.1f} times the base rate" if base else ""
-    sentences = [f"Highest is {best} with {spread(found)}{times}."]
+    nothing = chance(document)
+    against = f", {found['value'] / nothing:.1f} times the base rate" if nothing else ""
+    if metric_of(document) == "roc_auc":
+        against = f", {figure(found['value'] - nothing)} above chance"
+    sentences = [f"Highest is {best} with {spread(found)}{against}."]
     baselines = names_of(document, "baseline")
     told = (c for c in document["comparisons"] if c["against"] in baselines and c["against"] != "base_rate")
     return [*sentences, *map(compared, told)]
@@ -142,7 +151,8 @@ def on_top_k(document: Mapping[str, Any]) -> list[str]:
 def on_training(document: Mapping[str, Any]) -> list[str]:
     sentences = []
     for arm, curve in document["training"].items():
-        valid = [(step, v) for step, v in zip(curve["steps"], curve["valid_pr_auc"], strict=False) if v is not None]
+        values = value_on_valid(document, curve) or ()
+        valid = [(step, v) for step, v in zip(curve["steps"], values, strict=False) if v is not None]
         if not valid:
             continue
         step, best = max(valid, key=lambda point: point[1])
@@ -195,8 +205,9 @@ def on_gradients(document: Mapping[str, Any]) -> list[str]:
 
 
 def mean_valid(document: Mapping[str, Any], arm: str) -> float | None:
-    """Mean PR-AUC on valid over an arm's complete fits."""
-    known = [fit["valid_pr_auc"] for fit in document["arms"][arm]["fits"] if fit["valid_pr_auc"] is not None]
+    """Mean of the judged metric on valid over an arm's complete fits."""
+    values = [value_on_valid(document, fit) for fit in document["arms"][arm]["fits"]]
+    known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
 
 
@@ -207,15 +218,17 @@ def idle(part: Mapping[str, Any]) -> bool:
 
 def on_importance(document: Mapping[str, Any]) -> list[str]:
     found, sentences = document["importance"], []
-    whole = mean_valid(document, found["arm"])
+    whole, what = mean_valid(document, found["arm"]), "the whole"
+    if whole and metric_of(document) == "roc_auc":
+        whole, what = whole - chance(document), "what is above chance"
     for parts, one, many in ((found["groups"], "group", "groups"), (found["units"], "shared unit", "shared units")):
         if not parts:
             continue
         ranked = sorted(parts, key=lambda part: -part["drop"])
         first = ranked[0]
-        share = f", {percent(first['drop'] / whole)} of the whole" if whole else ""
+        share = f", {percent(first['drop'] / whole)} of {what}" if whole and whole > 0 else ""
         name = first["name"] if one == "group" else f"unit {first['name']}"
-        lost = f"Without {name} {figure(first['drop'])} of PR-AUC is lost{share}"
+        lost = f"Without {name} {figure(first['drop'])} of {label_of(document)} is lost{share}"
         if len(ranked) > 1 and one == "group":
             lost += f", next {ranked[1]['name']} with {figure(ranked[1]['drop'])}"
         n_idle = sum(idle(part) for part in parts)
@@ -263,33 +276,77 @@ def on_certificate(document: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def certified(nominee: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """What is promised of a nominee, and whether test kept it."""
+def certified(nominee: Mapping[str, Any]) -> str:
+    """Whether the target was reachable for a nominee, and whether it was kept on unseen rows."""
     issued, check = nominee["certificate"], nominee["check"]
-    confidence, arm = percent(issued["confidence"]), nominee["arm"]
+    target, confidence = figure(issued["target"]), percent(issued["confidence"])
     if issued["status"] != "certified":
         could = issued["certifiable_precision"]
-        reach = "" if could is None else f"; what could be certified is a precision of {figure(could)}"
+        most = "" if could is None else f": the most that could be certified is {figure(could)}"
+        alone = _by_rows([issued["tested"][0].get("bound_rows")] if issued["tested"] else [])
         return (
-            f"Nothing can be certified for {arm} at a precision of {figure(issued['target'])} with confidence "
-            f"{confidence}{reach}. No decisions are issued."
+            f"A precision of {target} was not reachable for {nominee['arm']} on calibrate with confidence "
+            f"{confidence}{most}{alone}. Nothing is selected.{_not_issued(nominee)}"
         )
     text = (
-        f"{arm} is certified at logit {figure(issued['threshold'])}: precision at least "
-        f"{figure(issued['target'])} with confidence {confidence}; on calibrate "
-        f"{issued['n_true']:,} of {issued['n_selected']:,} selected rows "
-        f"are true ({figure(issued['precision'])}, lower bound {figure(issued['bound'])}), recall "
-        f"{figure(issued['recall'])}."
+        f"{nominee['arm']} is certified at logit {figure(issued['threshold'])}: a precision of {target} was "
+        f"reachable on calibrate with confidence {confidence}, {issued['n_true']:,} of {issued['n_selected']:,} "
+        f"selected rows{_over(issued)} are true ({figure(issued['precision'])}, lower bound "
+        f"{figure(issued['bound'])}{_by_rows([issued.get('bound_rows')])}), recall {figure(issued['recall'])}."
     )
     if check is None:
         return f"{text} It was not checked on test."
     if check["kept"] is None:
         return f"{text} On test nothing is selected, so nothing is known there."
-    observed = spread({"value": check["precision"], "low": check["low"], "high": check["high"]})
+    found = f", recall {_share(check, 'recall')}"
+    found += f", F1 {_share(check, 'f1')}" if check.get("f1") is not None else ""
     return (
         f"{text} On test the promise is {promise_on_test(check)}: {check['n_true']:,} of {check['n_selected']:,} "
-        f"selected rows are true, precision {observed}, recall {figure(check['recall'])}."
+        f"selected rows{_over(check)} are true, precision {_precision(check)}{found}."
     )
+
+
+def _not_issued(nominee: Mapping[str, Any]) -> str:
+    """What became of the threshold that the search had chosen, where none is certified."""
+    if "not_issued" not in nominee:
+        return ""
+    found = nominee["not_issued"]
+    if found is None:
+        return " The search had no threshold either."
+    valid, test = found["valid"], found["test"]
+    text = (
+        f" The threshold of the search, not issued, had {figure(valid['precision'])} of "
+        f"{counted(round(valid['n_selected']), 'row')} on valid"
+    )
+    if test["kept"] is None:
+        return f"{text} and selects nothing on test."
+    rows = counted(test["n_selected"], "row")
+    outcome = promise_on_test(test)
+    return f"{text} and has {_precision(test)} of {rows}{_over(test)} on test: the target is {outcome} there."
+
+
+def _precision(check: Mapping[str, Any]) -> str:
+    told = spread({"value": check["precision"], "low": check["low"], "high": check["high"]})
+    return told + _by_rows([check.get("low_rows"), check.get("high_rows")])
+
+
+def _share(check: Mapping[str, Any], name: str) -> str:
+    """Recall or F1 with its interval, if it has one."""
+    ends = {end: check.get(f"{name}_{end}") for end in ("low", "high")}
+    return figure(check[name]) if ends["low"] is None else spread({"value": check[name], **ends})
+
+
+def _over(found: Mapping[str, Any]) -> str:
+    """` on 31 of 240 days and 80 of 400 stocks`; nothing where rows are of no groups."""
+    groups = found.get("groups") or {}
+    told = [f"{group['n_selected']:,} of {counted(group['n'], name)}" for name, group in groups.items()]
+    return f" on {listed(told)}" if told else ""
+
+
+def _by_rows(ends: Sequence[float | None]) -> str:
+    """What a bound, or an interval, were if every row were a unit of its own."""
+    known = [figure(end) for end in ends if end is not None]
+    return f" [by rows alone {' to '.join(known)}, for comparison only]" if known else ""
 
 
 def promise_on_test(check: Mapping[str, Any]) -> str:

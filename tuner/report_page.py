@@ -12,11 +12,13 @@ from tuner.figures import Figure, Missing
 from tuner.figures_search import search_figures
 from tuner.figures_verdict import interval_text, sample_text, verdict_figures
 from tuner.formats import duration
+from tuner.judged_metric import LABELS, label_of, metric_of, value_on_valid
 from tuner.report_findings import (
     certified,
     counted,
     ends,
     figure,
+    judged,
     metric,
     names_of,
     percent,
@@ -90,8 +92,8 @@ class Page:
 
 def make_page(document: Mapping[str, Any], summary: StudySummary) -> Page:
     """Everything that a report says, from the numbers alone."""
-    drawn = {found.key: found for found in verdict_figures(document)}
-    compared = [drawn[key] for key in ("pr_auc_comparison", "pr_auc_difference", "topk_capture")]
+    drawn, by = {found.key: found for found in verdict_figures(document)}, metric_of(document)
+    compared = [drawn[key] for key in (f"{by}_comparison", f"{by}_difference", "topk_capture")]
     why = [drawn[key] for key in ("training_curves", "gradient_conflict", "shared_repr_analysis")]
     sections = [
         Section("Verdict", [*map(Paragraph, text.verdict_lines(document)), *_comparisons(document)]),
@@ -141,11 +143,11 @@ def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
     verdict, n_test = document["verdict"], document["looks"].get("test", {})
     if verdict is not None:
         gain, between = ends(verdict["relative"], signed=True, share=True)
-        yield Tile("Gain in PR-AUC", gain, f"{between}, {percent(document['confidence'])} interval")
+        yield Tile(f"Gain in {label_of(document)}", gain, f"{between}, {percent(document['confidence'])} interval")
         for arm in (verdict["arm"], verdict["against"]):
-            yield _pr_auc_tile(document, arm)
+            yield _judged_tile(document, arm)
     elif document["nominees"]:
-        yield _pr_auc_tile(document, document["nominees"][0]["arm"])
+        yield _judged_tile(document, document["nominees"][0]["arm"])
     if document["nominees"]:
         issued = registered(document)["certificate"]
         if issued["status"] == "certified":
@@ -164,8 +166,8 @@ def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
         )
 
 
-def _pr_auc_tile(document: Mapping[str, Any], arm: str) -> Tile:
-    return Tile(f"PR-AUC, {arm}", *ends(metric(document, arm, "pr_auc")))
+def _judged_tile(document: Mapping[str, Any], arm: str) -> Tile:
+    return Tile(f"{label_of(document)}, {arm}", *ends(judged(document, arm)))
 
 
 # --- comparison ------------------------------------------------------------------------------------------------
@@ -181,15 +183,15 @@ def _comparisons(document: Mapping[str, Any]) -> Iterator[Block]:
         for c in document["comparisons"]
     ]  # fmt: skip
     if rows:
-        columns = ["Model", "Against", "Difference of PR-AUC", "Relative", "Helps?", "More positives to decide"]
+        gain = f"Difference of {label_of(document)}"
+        columns = ["Model", "Against", gain, "Relative", "Helps?", "More positives to decide"]
         yield Table(
             columns, rows, f"Differences with {interval_text(document)}; {sample_text(document)}.", n_names=2
         )
 
 
 _RANKING = {
-    "pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "recall_at_1pct": "Recall at 1 %", "recall_at_10pct": "Recall at 10 "
-    "%",
+    **LABELS, "recall_at_1pct": "Recall at 1 %", "recall_at_10pct": "Recall at 10 %",
     "capture_at_1pct": "Capture at 1 %", "revenue_at_1pct": "Revenue at 1 %",
 }  # fmt: skip
 _PROBABILITIES = {
@@ -249,11 +251,11 @@ def _left_out(document: Mapping[str, Any]) -> Iterator[Block]:
 def _certificates(document: Mapping[str, Any], drawn: Figure | Missing) -> Iterator[Block]:
     for nominee in document["nominees"]:
         issued = nominee["certificate"]
-        yield Paragraph(certified(nominee, document))
+        yield Paragraph(certified(nominee))
         yield Paragraph(
             f"Nominated by valid alone: fit {nominee['number']} of {nominee['arm']} (seed {nominee['seed']}, "
-            f"PR-AUC on valid {figure(nominee['valid_pr_auc'])}). This is certificate number "
-            f"{issued['number_on_set']} on this calibrate set; it spends "
+            f"{label_of(document)} on valid {figure(value_on_valid(document, nominee))}). This is certificate "
+            f"number {issued['number_on_set']} on this calibrate set; it spends "
             f"{figure(issued['delta_spent'])} of the risk, and it and those before it "
             f"hold together with confidence {percent(issued['joint_confidence'])}."
         )
@@ -267,10 +269,11 @@ def _certificate_tables(nominee: Mapping[str, Any]) -> Iterator[Block]:
     if issued["assumptions"]:
         yield Paragraph(f"What is assumed of {nominee['arm']}:")
         yield Bullets(issued["assumptions"])
+    alone = any(t.get("bound_rows") is not None for t in issued["tested"])
     rows = [
         [figure(t["threshold"]), f"{t['n_selected']:,}", f"{t['n_true']:,}",
          figure(t["n_true"] / t["n_selected"] if t["n_selected"] else None), figure(t["bound"]),
-         figure(t["p_value"]),
+         *([figure(t.get("bound_rows"))] if alone else []), figure(t["p_value"]),
          "passed" if t["passed"] else "failed"]
         for t in issued["tested"]
     ]  # fmt: skip
@@ -279,12 +282,10 @@ def _certificate_tables(nominee: Mapping[str, Any]) -> Iterator[Block]:
         if issued["n_effective"] is not None:
             units += f", effective sample size {figure(issued['n_effective'])}"
         caption = f"Cuts tested on calibrate, strict to loose: {issued['n_rows']:,} rows{units}."
-        yield Table(
-            ["Logit at least", "Selected", "True", "Precision", "Lower bound", "p", "Test"],
-            rows,
-            caption,
-            folded=True,
-        )
+        by_rows = ["By rows alone"] if alone else []
+        caption += " The bound by rows alone is for comparison only." if alone else ""
+        columns = ["Logit at least", "Selected", "True", "Precision", "Lower bound", *by_rows, "p", "Test"]
+        yield Table(columns, rows, caption, folded=True)
 
 
 def _looks(document: Mapping[str, Any]) -> Iterator[Block]:
@@ -397,7 +398,7 @@ def _fits(document: Mapping[str, Any]) -> Iterator[Block]:
         [name, "–" if fit["number"] is None else str(fit["number"]), str(fit["seed"]), fit["state"],
          "–" if fit["best_step"] is None else str(fit["best_step"]),
          "–" if fit["n_steps"] is None else str(fit["n_steps"]),
-         "–" if fit["elapsed_s"] is None else duration(fit["elapsed_s"]), figure(fit["valid_pr_auc"]),
+         "–" if fit["elapsed_s"] is None else duration(fit["elapsed_s"]), figure(value_on_valid(document, fit)),
          {True: "yes", False: "no"}.get(fit["valid_feasible"], "–"), fit["failure"] or ""]
         for name, arm in document["arms"].items()
         for fit in arm["fits"]
@@ -410,7 +411,7 @@ def _fits(document: Mapping[str, Any]) -> Iterator[Block]:
         "Best epoch",
         "Epochs",
         "Time",
-        "PR-AUC (valid)",
+        f"{label_of(document)} (valid)",
         "Feasible",
         "Failure",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tuner.judged_metric import label_of
 from tuner.report_findings import (
     UNRELATED,
     compared,
@@ -13,6 +14,7 @@ from tuner.report_findings import (
     excludes_zero,
     figure,
     idle,
+    judged,
     listed,
     metric,
     names_of,
@@ -53,8 +55,8 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
         "does not": f"training as {arm} does not help to predict {task} enough",
         "undecided": f"it is undecided whether training as {arm} helps to predict {task}",
     }[verdict["outcome"]]
-    ours, theirs = metric(document, arm, "pr_auc"), metric(document, against, "pr_auc")
-    values = f"PR-AUC {ends(ours)[0]} against {ends(theirs)[0]} of {against}"
+    ours, theirs = judged(document, arm), judged(document, against)
+    values = f"{label_of(document)} {ends(ours)[0]} against {ends(theirs)[0]} of {against}"
     gain, between = ends(verdict["relative"], signed=True, share=True)
     return (
         f"{start}: {values}, {gain} ({percent(document['confidence'])} interval {between}), where {asked(verdict)} "
@@ -64,7 +66,7 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
 
 def _without_verdict(document: Mapping[str, Any]) -> str:
     arm = document["nominees"][0]["arm"] if document["nominees"] else next(iter(document["arms"]))
-    return f"the arm {arm} reaches a PR-AUC of {spread(metric(document, arm, 'pr_auc'))} on {document['task']}"
+    return f"the arm {arm} reaches a {label_of(document)} of {spread(judged(document, arm))} on {document['task']}"
 
 
 def _promise(document: Mapping[str, Any]) -> str:
@@ -127,8 +129,8 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
     if gain is not None:
         lines.append(
             f"Search: {gain['arm']} against its default configuration {spread(gain['difference'], signed=True)} "
-            f"PR-AUC, relative {spread(gain['relative'], signed=True, share=True)}; on fresh data of this size it "
-            f"beats the default with probability {figure(gain['fresh_probability'])}."
+            f"{label_of(document)}, relative {spread(gain['relative'], signed=True, share=True)}; on fresh data of "
+            f"this size it beats the default with probability {figure(gain['fresh_probability'])}."
         )
     return lines
 
@@ -164,7 +166,7 @@ def _on_arms(document: Mapping[str, Any]) -> Iterator[str]:
             and other["difference"]["low"] > 0
         ):
             gain = spread(other["difference"], signed=True)
-            yield f"{other['arm']} also beats {other['against']}, by {gain} PR-AUC."
+            yield f"{other['arm']} also beats {other['against']}, by {gain} {label_of(document)}."
 
 
 def _on_baselines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -175,7 +177,8 @@ def _on_baselines(document: Mapping[str, Any]) -> Iterator[str]:
         if comparison["difference"]["high"] < 0:
             yield f"Consider {comparison['against']} instead: {compared(comparison)}"
         elif not excludes_zero(comparison["difference"]):
-            yield f"Nothing speaks for the network over {comparison['against']} here: {compared(comparison)}"
+            ours, theirs = comparison["arm"], comparison["against"]
+            yield f"Nothing speaks for {ours} over {theirs} here: {compared(comparison)}"
 
 
 def _on_tuning(document: Mapping[str, Any]) -> Iterator[str]:
@@ -187,7 +190,8 @@ def _on_tuning(document: Mapping[str, Any]) -> Iterator[str]:
             else "has not shown that it was worth its trials"
         )
         brought = spread(gain["difference"], signed=True)
-        yield f"The search {worth}: {brought} PR-AUC over the default configuration of {gain['arm']}."
+        told = f"{brought} {label_of(document)}"
+        yield f"The search {worth}: {told} over the default configuration of {gain['arm']}."
 
 
 def _on_gradients(document: Mapping[str, Any]) -> Iterator[str]:
@@ -208,7 +212,8 @@ def _on_features(document: Mapping[str, Any]) -> Iterator[str]:
     spare = [str(part["name"]) for part in found["groups"] if idle(part)]
     if spare:
         named = listed(spare[:8]) + (f" and {len(spare) - 8} more" if len(spare) > 8 else "")
-        yield f"Candidates for removal, each alone: {named}. Without it PR-AUC falls no more than seeds differ."
+        falls = f"Without it {label_of(document)} falls no more than seeds differ."
+        yield f"Candidates for removal, each alone: {named}. {falls}"
     n_idle = sum(idle(part) for part in found["units"])
     if n_idle:
         units = counted(len(found["units"]), "shared unit")

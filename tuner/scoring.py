@@ -2,7 +2,7 @@
 back recorded before it happens.
 
     <runs>/<evaluation>/scores/<model>-<role>.safetensors     scores, and calibrated logits where there are any
-    <runs>/<evaluation>/scores/<model>-ablation.safetensors   PR-AUC on valid without each part of the model
+    <runs>/<evaluation>/scores/<model>-ablation.safetensors   a metric on valid without each part of the model
 
 A file is there whole or not at all, names what it was made from, and carries the SHA-256 of its arrays. One that is
 damaged, or was made from something else, is made again.
@@ -86,10 +86,10 @@ class Scoring:
             self.store.close_look(look.id)
         return found
 
-    def ablation(self, model: Model, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """PR-AUC on valid without each part, by the part's name: from its file, else by `measure`."""
+    def ablation(self, model: Model, metric: str, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """A metric on valid without each part, by the part's name: from its file, else by `measure`."""
         path = self.folder / f"{model.name}-ablation.safetensors"
-        identity = self._identity(model, "valid")
+        identity = self._identity(model, "valid") | {"metric": metric}
         found = read_arrays(path, identity)
         if found is None:
             found = {name: np.array([value], np.float64) for name, value in measure().items()}

@@ -20,15 +20,18 @@ import numpy as np
 from models import BASELINES
 from models.baselines import single_feature_pr_auc
 from models.bootstrap import Draws, Scores, resample
-from models.certificate import Certificate, certify, check, joint_confidence, plan_sequence, share_of_delta
+from models.certificate import Certificate, certify, joint_confidence, plan_sequence, share_of_delta
 from models.certificate import Sequence as Thresholds
+from models.check import check, hold
+from models.precision import JudgedRows
 from models.trainer import InputError, Predictions, Role
 from storage.artifacts import open_artifacts
 from storage.rows import EvaluationRow
 from tuner import registry
 from tuner.crew import choose_devices
 from tuner.document import Findings, finite, write_document
-from tuner.fits import Baselines, Fit, OnValid, Rows, importance, on_valid, pr_auc, scores_of
+from tuner.fits import Baselines, Fit, OnValid, Rows, importance, on_valid, rank_metrics, scores_of
+from tuner.judged_metric import LABELS, metric_of_study
 from tuner.plan import Plan
 from tuner.scoring import Model, Scoring, checksum_of, checksum_of_text, find_checkpoint
 from tuner.snapshots import disk_errors
@@ -86,6 +89,7 @@ class _Conclusion:
         self.trainer, self.options, self.say = trainer, options, say
         self.store, self.spec, self.decision = study.store, study.spec, study.spec.decision
         self.task = self.decision.task
+        self.metric = metric_of_study(self.spec.objective, self.task)
         self.folder = Path(options.runs) / evaluation.name
         self.device = _device(options.devices)
         self.scoring = Scoring(self.store, self.folder / "scores", plan.data_hash, study.name, evaluation.name)
@@ -94,7 +98,9 @@ class _Conclusion:
     def reach(self) -> dict[str, Any]:
         judged, left_out = self._complete_fits()
         search_data = self._open("train", "valid")
-        baselines = Baselines(self.trainer, search_data, self.decision, self.spec.seed, self.device)
+        baselines = Baselines(
+            self.trainer, search_data, self.decision, self.metric, self.spec.seed, self.device
+        )  # fmt: skip
         valid_rows = self._rows(search_data, "valid")
         valid = self._judge_on_valid(judged, search_data, valid_rows, baselines)
         nominees = self._fix_nominees(judged, valid, search_data, valid_rows)
@@ -104,7 +110,7 @@ class _Conclusion:
         test_data = self._open("test")
         rows = self._rows(test_data, "test")
         scores = self._score_test(judged, valid, test_data, baselines, rows)
-        certified = self._certify_all(nominees, judged, scores, rows)
+        certified = self._certify_all(nominees, judged, valid, scores, rows)
         findings = Findings(
             judged=judged, left_out=left_out, valid=valid, rows=rows, scores=scores,
             draws=self._resample(scores, rows), nominees=certified,
@@ -129,7 +135,13 @@ class _Conclusion:
         return data
 
     def _rows(self, data: Any, role: Role) -> Rows:
-        return Rows.of(self.trainer.labels(data, role, self.decision), role, self.task)
+        rows = Rows.of(self.trainer.labels(data, role, self.decision), role, self.task)
+        if self.metric == "roc_auc" and role != "calibrate" and rows.labels.all():
+            raise InputError(
+                f"{role}/{self.task}: expected a negative among {len(rows.labels)} rows for the ROC-AUC, got none; "
+                "change the split"
+            )
+        return rows
 
     def _complete_fits(self) -> tuple[dict[str, list[Fit]], list[dict[str, str]]]:
         """The complete fits of every arm of the plan, by arm, and the arms that have none."""
@@ -155,8 +167,9 @@ class _Conclusion:
         if not self._searched(found):
             reasons = "; ".join(f"{entry['arm']}: {entry['reason']}" for entry in left_out)
             raise InputError(f"evaluation {self.evaluation.name}: expected a complete fit, got none ({reasons})")
+        aim = () if self.metric == "pr_auc" else (self.metric,)  # left out, as before there was a choice
         for name in BASELINES:
-            checksum = checksum_of_text("baseline", name, self.plan.data_hash, self.task, self.spec.seed)
+            checksum = checksum_of_text("baseline", name, self.plan.data_hash, self.task, self.spec.seed, *aim)
             found[name] = [Fit(name, None, self.spec.seed, Model(f"baseline-{name}", checksum))]
         return found, left_out
 
@@ -205,8 +218,8 @@ class _Conclusion:
         """
 
         def rank(fits: Sequence[Fit]) -> tuple[bool, float]:
-            values = [valid[fit.model.name] for fit in fits]
-            return any(v.feasible for v in values), float(np.mean([v.pr_auc for v in values]))
+            found = [valid[fit.model.name] for fit in fits]
+            return any(v.feasible for v in found), float(np.mean([v.values[self.metric] for v in found]))
 
         arms = sorted(self._searched(judged), key=lambda arm: rank(judged[arm]), reverse=True)
         nominees = []
@@ -218,7 +231,7 @@ class _Conclusion:
             sequence = plan_sequence(logits, rows.labels, rows.unit, self.decision, n_rows)
             nominees.append({
                 "arm": arm, "number": fit.number, "seed": fit.seed, "checkpoint": fit.model.checksum,
-                "valid_pr_auc": valid[fit.model.name].pr_auc, "sequence": sequence.as_json(),
+                **valid[fit.model.name].as_entry(), "sequence": sequence.as_json(),
             })  # fmt: skip
         fixed = self.store.set_nominee(self.evaluation.id, {"nominees": nominees})["nominees"]
         for nominee in fixed:
@@ -229,7 +242,8 @@ class _Conclusion:
                     f"{nominee['number']}, {nominee['checkpoint'][:12]}), got another: it was damaged or replaced; "
                     "restore it, or begin another evaluation with another --top"
                 )
-            self.say(f"nominee: {fit.title}, PR-AUC {nominee['valid_pr_auc']:.4f} on valid")
+            value = valid[fit.model.name].values[self.metric]
+            self.say(f"nominee: {fit.title}, {LABELS[self.metric]} {value:.4f} on valid")
         return fixed
 
     def _fit_of(self, nominee: Mapping[str, Any], judged: Mapping[str, Sequence[Fit]]) -> Fit | None:
@@ -255,10 +269,13 @@ class _Conclusion:
             def measure(fit: Fit = fit) -> dict[str, float]:
                 self.say(f"valid: {fit.title} without each of its parts")
                 parts = self.trainer.ablate(fit.checkpoint, data, "valid", self.decision, self.device)
-                return {f"{part.kind}/{part.name}": pr_auc(rows.labels, part.scores[rows.kept]) for part in parts}
+                return {
+                    f"{part.kind}/{part.name}": rank_metrics(rows.labels, part.scores[rows.kept])[self.metric]
+                    for part in parts
+                }
 
-            for name, value in self.scoring.ablation(fit.model, measure).items():
-                drops.setdefault(name, []).append(valid[fit.model.name].pr_auc - value)
+            for name, value in self.scoring.ablation(fit.model, self.metric, measure).items():
+                drops.setdefault(name, []).append(valid[fit.model.name].values[self.metric] - value)
         return importance(fits[0].arm, "valid", drops)
 
     # --- test and calibrate ------------------------------------------------------------------------------------
@@ -277,8 +294,9 @@ class _Conclusion:
 
     def _certify_all(
         self, nominees: Sequence[dict[str, Any]], judged: Mapping[str, Sequence[Fit]],
-        scores: Mapping[str, Sequence[Scores]], rows: Rows,
+        valid: Mapping[str, OnValid], scores: Mapping[str, Sequence[Scores]], rows: Rows,
     ) -> list[dict[str, Any]]:  # fmt: skip
+        """The nominees with their certificates and what test says of them."""
         certified = []
         for nominee in nominees:
             fit = self._fit_of(nominee, judged)
@@ -286,11 +304,27 @@ class _Conclusion:
             content = self._certify(nominee, fit)
             certificate = Certificate.from_json(content)
             logits = scores[fit.arm][judged[fit.arm].index(fit)].logits
-            kept = None
-            if certificate.threshold is not None:
-                kept = check(certificate, logits, rows.labels, rows.unit).as_json()
-            certified.append({**nominee, "certificate": content, "check": kept})
+            kept = not_issued = None
+            if certificate.threshold is None:
+                not_issued = self._not_issued(valid[fit.model.name].search, logits, rows)
+            else:
+                found = check(certificate, logits, rows.labels, rows.unit)
+                kept = found.as_json() | {"groups": rows.spread(logits >= np.float32(found.threshold))}
+            certified.append({**nominee, "certificate": content, "check": kept, "not_issued": not_issued})
         return certified
+
+    def _not_issued(self, search: Mapping[str, float], logits: np.ndarray, rows: Rows) -> dict[str, Any] | None:
+        """What the threshold of the search, which nobody may use, does on test; None where it has none.
+
+        Test was scored before, so this is no further look at it.
+        """
+        if "threshold" not in search:
+            return None
+        of_test = JudgedRows.of(rows.role, logits, rows.labels, rows.unit, self.decision.unit)
+        found = hold(search["threshold"], self.decision.target_precision, of_test).as_json()
+        del found["sentence"]  # it speaks of a promise
+        spread = rows.spread(logits >= np.float32(search["threshold"]))
+        return {"valid": dict(search), "test": found | {"groups": spread}}
 
     def _certify(self, nominee: Mapping[str, Any], fit: Fit) -> dict[str, Any]:
         """The nominee's certificate: issued once, whatever happens in between."""
@@ -307,8 +341,10 @@ class _Conclusion:
         thresholds = Thresholds.from_json(nominee["sequence"])
         certificate = certify(logits, rows.labels, rows.unit, thresholds, self.decision, row.delta)
         spent = [other.delta for other in self.store.certificates(hash_) if other.number <= row.number]
+        threshold = np.inf if certificate.threshold is None else certificate.threshold
         content = {
             **certificate.as_json(),
+            "groups": rows.spread(logits >= np.float32(threshold)),
             "number_on_set": row.number,
             "delta_spent": row.delta,
             "joint_confidence": joint_confidence(spent),

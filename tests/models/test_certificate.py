@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,8 @@ from sklearn.metrics import average_precision_score
 
 from models.certificate import (
     Certificate,
-    Check,
     Sequence,
     certify,
-    check,
     joint_confidence,
     plan_sequence,
     share_of_delta,
@@ -215,7 +214,8 @@ def test_units_that_never_repeat_among_the_selected_rows_are_judged_exactly() ->
     unit = np.arange(100) % 50  # each once above, and once below
     found = certify(scores, labels, unit, Sequence((1.0,), (50,)), decision(unit="user"), 0.1)
     same = certify(scores, labels, unit, Sequence((1.0,), (50,)), decision(), 0.1)
-    assert found.tested == same.tested
+    assert [replace(test, bound_rows=None) for test in found.tested] == list(same.tested)
+    assert [test.bound_rows for test in found.tested] == [test.bound for test in same.tested]
     assert (found.n_units, same.n_units, found.n_effective) == (50, 100, 50.0)
     assert any("selected twice" in line for line in found.assumptions)
 
@@ -480,49 +480,14 @@ def test_a_cut_that_selects_nothing_on_calibrate_does_not_pass() -> None:
     assert found.status == "infeasible"
     assert (found.tested[0].n_selected, found.tested[0].p_value, found.tested[0].bound) == (0, 1.0, 0.0)
     users = certify(*of(100, 100), Sequence((1.0, 0.0), (40, 80)), decision(unit="user"), 0.1)
-    assert users.tested == found.tested
+    assert [replace(test, bound_rows=None) for test in users.tested] == list(found.tested)
 
 
-# Check, delta, JSON, errors.
+# Delta, JSON, errors.
 
 
 def certified(n: int = 1000, n_true: int = 700, unit: str = "row") -> Certificate:
     return certify(*of(n, n_true), Sequence((0.0,), (n,)), decision(unit=unit), 0.1)
-
-
-@pytest.mark.parametrize(
-    ("n_true", "kept", "refuted", "says"),
-    [(130, True, False, "kept"), (115, False, False, "may be chance"), (90, False, True, "not by chance alone")],
-)
-def test_a_check_on_test(n_true: int, kept: bool, refuted: bool, says: str) -> None:
-    scores, labels = logits([1.0] * 200 + [-1.0] * 300), np.arange(500) < n_true
-    labels[-20:] = True
-    found = check(certified(), scores, labels, np.arange(500))
-    interval = binomtest(n_true, 200).proportion_ci(0.95, method="exact")
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert (found.n_rows, found.n_selected, found.n_true, found.precision) == (500, 200, n_true, n_true / 200)
-    assert (found.kept, found.refuted) == (kept, refuted)
-    assert found.recall == pytest.approx(n_true / (n_true + 20))
-    assert says in found.sentence
-    assert f"{n_true} of 200" in found.sentence
-
-
-def test_a_check_treats_the_unit_as_the_unit() -> None:
-    certificate = certified(unit="user")
-    labels, unit = np.arange(200) < 90, np.arange(200) // 20
-    rows = check(certificate, logits(np.ones(200)), labels, np.arange(200))
-    users = check(certificate, logits(np.ones(200)), labels, unit)
-    assert rows.refuted
-    assert not users.refuted
-    assert (users.n_units, users.n_selected) == (10, 200)
-    assert users.low < rows.low < rows.high < users.high
-    assert users.n_effective < rows.n_effective == 200
-
-
-def test_a_check_without_selected_rows_judges_nothing() -> None:
-    found = check(certified(), logits(-np.ones(50)), np.zeros(50), np.arange(50))
-    assert (found.kept, found.refuted, found.precision, found.recall) == (None, False, None, None)
-    assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_what_is_certified_is_json_and_back() -> None:
@@ -530,8 +495,25 @@ def test_what_is_certified_is_json_and_back() -> None:
         text = json.dumps(found.as_json(), allow_nan=False)
         assert Certificate.from_json(json.loads(text)) == found
         assert Certificate.from_json(json.loads(text) | {"number_on_set": 1}) == found
-    result = check(certified(), *of(50, 40))
-    assert Check.from_json(json.loads(json.dumps(result.as_json(), allow_nan=False))) == result
+
+
+def test_a_certificate_that_knows_no_bound_by_rows_is_read() -> None:
+    content = json.loads(json.dumps(certified().as_json()))
+    for part in (content, *content["tested"]):
+        del part["bound_rows"]
+    assert Certificate.from_json(content) == certified()
+
+
+def test_beside_the_bound_of_units_stands_what_rows_would_say() -> None:
+    scores, labels, unit = *of(400, 320)[:2], np.arange(400) // 10
+    found = certify(scores, labels, unit, Sequence((0.0,), (400,)), decision(unit="day"), 0.1)
+    rows = certify(scores, labels, unit, Sequence((0.0,), (400,)), decision(), 0.1)
+    assert found.bound < found.bound_rows == rows.bound
+    assert found.tested[0].bound_rows == rows.tested[0].bound
+    assert (rows.bound_rows, rows.tested[0].bound_rows) == (None, None)
+    none = certify(scores, labels, unit, Sequence((0.0,), (400,)), decision(0.9, unit="day"), 0.1)
+    assert (none.status, none.bound_rows) == ("infeasible", None)
+    assert none.tested[0].bound_rows == rows.tested[0].bound
 
 
 def test_the_certificate_says_what_it_assumes() -> None:
@@ -570,15 +552,12 @@ def test_bad_input_is_named() -> None:
         for act in (
             lambda rows: plan_sequence(*rows, decision()),
             lambda rows: certify(*rows, sequence, decision(), 0.1),
-            lambda rows: check(certified(), *rows),
         ):
             with pytest.raises(InputError, match=message):
                 act(rows)
     for delta in (0.0, 1.0, math.nan):
         with pytest.raises(InputError, match="delta"):
             certify(scores, labels, unit, sequence, decision(), delta)
-    with pytest.raises(InputError, match="infeasible"):
-        check(certified(n_true=10), scores, labels, unit)
     for thresholds, counts in (((1.0, 1.0), (1, 2)), ((1.0,), (1, 2)), ((0.1,), (1,)), ((math.inf,), (1,))):
         with pytest.raises(InputError, match="sequence: "):
             Sequence(thresholds, counts)

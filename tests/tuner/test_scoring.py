@@ -188,11 +188,13 @@ def test_an_ablation_is_measured_once(scoring: Scoring):
         calls.append(1)
         return {"group/b": 0.25, "group/a": 1 / 3, "unit/0": 0.5}
 
-    first, again = scoring.ablation(MODEL, measure), scoring.ablation(MODEL, measure)
+    first, again = (scoring.ablation(MODEL, "pr_auc", measure) for _ in range(2))
     assert first == again == {"group/b": 0.25, "group/a": 1 / 3, "unit/0": 0.5}
     assert len(calls) == 1
-    scoring.ablation(Model("00003", "b" * 64), measure)
+    scoring.ablation(Model("00003", "b" * 64), "pr_auc", measure)
     assert len(calls) == 2
+    scoring.ablation(Model("00003", "b" * 64), "roc_auc", measure)
+    assert len(calls) == 3, "what was measured by one metric is no answer for another"
 
 
 def test_a_refused_write_is_an_error_of_the_disk_and_leaves_nothing(tmp_path: Path, monkeypatch):

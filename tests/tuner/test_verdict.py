@@ -25,7 +25,7 @@ from storage.runs import Store
 from tests.tuner import judged_study
 from tests.tuner.judged_study import Evaluated, JudgedTrainer, world
 from tuner import verdict
-from tuner.document import kept_step, mean_cosines, training_curves
+from tuner.document import mean_cosines, training_curves
 from tuner.fits import Rows, importance, on_valid
 from tuner.fits import scores_of as scores_of_fit
 from tuner.report_text import former_answers, verdict_lines
@@ -80,9 +80,9 @@ def test_the_document_has_the_parts_of_its_format_and_is_what_is_stored(whole):
     evaluated, document = whole
     assert list(document) == [
         "format", "study", "evaluation", "number", "finished_at", "package_version", "versions", "data", "task",
-        "decision", "confidence", "n_replicates", "seeds", "sample", "looks", "arms", "left_out", "comparisons",
-        "verdict", "former", "tuning_gain", "reliability", "nominees", "leak", "gradient_cosine", "training",
-        "importance", "cost", "reproduce", "model",
+        "metric", "decision", "confidence", "n_replicates", "seeds", "sample", "looks", "arms", "left_out",
+        "comparisons", "verdict", "former", "tuning_gain", "reliability", "nominees", "leak", "gradient_cosine",
+        "training", "importance", "cost", "reproduce", "model",
     ]  # fmt: skip
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text) == document
@@ -271,6 +271,7 @@ def test_leak_training_and_cost_come_from_features_and_stored_rows(whole):
     rows = store.measurements(fits.id, [best])[best]
     assert document["training"]["single"] == {
         "steps": [0, 1, 2], "loss": {}, "valid_pr_auc": [row.metrics["valid/toy/pr_auc"] for row in rows],
+        "valid_roc_auc": [None] * 3,
     }  # fmt: skip
     assert "xgboost" not in document["training"]
     for name, study in (("search_device_s", evaluated.study), ("evaluation_device_s", fits)):
@@ -588,15 +589,8 @@ def test_training_curves_keep_their_steps_where_a_value_is_missing():
     rows = [measurement(0, train__a__loss=0.5, valid__t__pr_auc=0.1), measurement(3, train__b__loss=0.2)]
     assert training_curves(rows, "t") == {
         "steps": [0, 3], "loss": {"a": [0.5, None], "b": [None, 0.2]}, "valid_pr_auc": [0.1, None],
+        "valid_roc_auc": [None, None],
     }  # fmt: skip
-
-
-def test_the_step_that_is_named_is_that_of_the_weights_and_not_of_the_objective():
-    found = [{"valid/t/pr_auc": x, "valid/t/loss": y} for x, y in ((0.1, 0.9), (0.4, 0.8), (0.4, 0.3), (0.2, 0.1))]
-    rows = [MeasurementRow(step, metrics, 1.0, 1) for step, metrics in enumerate(found)]
-    assert kept_step(rows, "t") == 1
-    assert kept_step(rows, "other") is None
-    assert kept_step([], "t") is None
 
 
 def test_importance_of_one_seed_has_no_spread_and_of_no_part_is_none():
@@ -624,7 +618,7 @@ def test_rows_without_the_decisions_label_are_left_out_everywhere():
     predictions = Predictions({"t": logits, "money": money})
     decision = Decision(task="t", target_precision=0.5, min_selected=1)
     valid = on_valid(predictions, rows, decision, 0)
-    assert valid.pr_auc == pytest.approx(1.0)
+    assert valid.values == pytest.approx({"pr_auc": 1.0, "roc_auc": 1.0})
     scores = scores_of_fit(predictions, rows, "t", valid)
     assert scores.logits.tolist() == [0.5, -1.0, 2.0]
     assert scores.amounts["money"][0].tolist() == [1.0, 1.0, 5.0]
