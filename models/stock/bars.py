@@ -136,7 +136,7 @@ def _refuse_wrong(raw: RawBars, rows: np.ndarray) -> None:
         )
     for name in ("volume", "amount"):
         if name in given:
-            expected = f"expected a {name} of at least 0, got {{{name}:g}}; mend or drop the row"
+            expected = f"expected {name} of at least 0, got {{{name}:g}}; mend or drop the row"
             _refuse(raw, rows, given[name] < 0, expected)
     low, high = given["low"] * (1 - _ROUNDING), given["high"] * (1 + _ROUNDING)
     expected = "expected low <= high, got low {low:g} and high {high:g}; are the columns swapped?"

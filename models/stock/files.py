@@ -112,7 +112,9 @@ def read_bars(files: Sequence[Path], columns: BarColumns) -> RawBars:
 def _read_file(file: Path, columns: BarColumns, code: dict[str, int]) -> dict[str, np.ndarray]:
     """The columns of one file; symbols that `code` does not know are added to it."""
     given = columns.given()
-    table = read_columns(file, list(given.values()), "; data.columns says what they are called")
+    table = read_columns(
+        file, list(given.values()), "; data.columns says what they are called, null where there are none"
+    )
     if not table.num_rows:
         raise InputError(f"{file}: expected daily bars, got an empty file; drop it, or give one with rows")
     place = Place(file)
@@ -161,7 +163,7 @@ def read_listing(file: Path, listing: Listing) -> dict[str, tuple[str | None, in
     Raises InputError: as `read_bars`; a stock twice.
     """
     chosen = [column for column in (listing.symbol, listing.industry, listing.listed) if column is not None]
-    table = read_columns(file, chosen, "; data.listing says what they are called, null where there is none")
+    table = read_columns(file, chosen, "; data.listing says what they are called, null where there are none")
     place, n = Place(file), table.num_rows
     codes, symbols = _names(place, listing.symbol, table[listing.symbol])
     refuse_missing(place, listing.symbol, codes < 0)

@@ -57,6 +57,19 @@ def test_a_root_may_be_the_file_under_any_name(tmp_path: Path, memo: Path) -> No
         locate(FILES, [file], memo)
 
 
+def test_names_may_lie_in_folders_of_their_own(tmp_path: Path, memo: Path) -> None:
+    files = {"daily/a.SH.csv": stamp(b"a"), "daily/b.SH.csv": stamp(b"b"), "index.csv": stamp(b"i")}
+    for place in ("one", "two"):
+        (tmp_path / "root" / place / "daily").mkdir(parents=True)
+        for name in files:
+            (tmp_path / "root" / place / name).write_bytes(name.rpartition("/")[2][:1].encode())
+    (tmp_path / "root" / "one" / "daily" / "b.SH.csv").write_bytes(b"x")
+    assert locate(files, [tmp_path / "root"], memo) == tmp_path / "root" / "two"
+    (tmp_path / "root" / "two" / "daily" / "a.SH.csv").unlink()
+    with pytest.raises(InputError, match=r"got daily/b.SH.csv: \S+/one/daily/b.SH.csv \("):
+        locate(files, [tmp_path / "root"], memo)
+
+
 def test_folders_deeper_than_the_limit_and_hidden_ones_are_not_searched(tmp_path: Path, memo: Path) -> None:
     write(tmp_path.joinpath("root", *["x"] * (MAX_DEPTH + 1)))
     write(tmp_path / "root" / ".hidden")
