@@ -210,6 +210,7 @@ def test_a_run_on_two_nodes_outlives_one_of_them(cluster: Cluster, tmp_path: Pat
         assert {row.attempt for row in rows} == {given_up.attempt, resumed.attempt}
     results = json.loads((tmp_path / "runs" / "toy" / "results.json").read_text())
     assert results["this_run"]["fit_s"] > 0
+    assert " MB in the largest worker" in output  # of those that ended in order
 
 
 def test_an_interrupt_stops_the_workers_in_order(cluster: Cluster, tmp_path: Path, postgresql_url: str) -> None:
