@@ -79,7 +79,7 @@ def random_bars(
         industry=industry,
         industries=tuple(f"industry {chr(97 + i)}" for i in range(n_industries)),
         listed=np.where(first > 0, dates[first], 20100104).astype(np.int32),
-        market_close=3000 * np.exp(np.cumsum(0.01 * rng.standard_normal(n_days))).round(2) if index else None,
+        market_close=(3000 * np.exp(np.cumsum(0.01 * rng.standard_normal(n_days)))).round(2) if index else None,
         facts={},
     )
 
