@@ -112,7 +112,7 @@ def merge(blocks: Sequence[bytes]) -> bytes:
 
 
 def load(model: bytes) -> xgb.Booster:
-    """A booster on the CPU from UBJ or JSON. Raises xgboost.core.XGBoostError where the bytes are no model."""
+    """A booster on the CPU from UBJ or JSON, which must be whole: XGBoost may end the process by damaged bytes."""
     booster = xgb.Booster({"nthread": threads()})
     booster.load_model(bytearray(model))
     return booster

@@ -116,7 +116,6 @@ class Training:
     def _state(self) -> dict[str, Any]:
         return self._identity() | {
             "features": list(self.names),
-            "n_folds": len(self.folds),
             "best_step": self.best_step,
             "best_value": self.best_value,
             "best_metrics": self.best_metrics,
@@ -127,6 +126,7 @@ class Training:
             "config": self.config.model_dump(mode="json"),
             "seed": self.run.seed,
             "data_hash": self.data_hash,
+            "n_folds": len(self.folds),
         }
 
     def restore(self, found: checkpoints.Checkpoint) -> Measurement:

@@ -41,6 +41,7 @@ def labels(data: StockDataset, role: Role, decision: Decision) -> Labels:
 def features(data: StockDataset, role: Role) -> Features:
     """See `Trainer.features`: standardised as train is, 0 where unknown. Trees see them as they are."""
     mean, std = (np.array(data.statistics[f"feature_{name}"], np.float32) for name in ("mean", "std"))
-    numeric = (data.part(role).features - mean) / std
+    numeric = data.part(role).features - mean
+    numeric /= std
     np.nan_to_num(numeric, copy=False, nan=0.0)
     return Features(numeric, data.feature_names, np.empty((len(numeric), 0), np.int32), (), ())
