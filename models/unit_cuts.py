@@ -26,7 +26,7 @@ from models.precision import Floats, effective, lower_bound, worth
 Ints = NDArray[np.int64]
 
 _CELLS = 2**18  # counts of units held at a time
-_SHARES, _RATIO = 2000, 1.01  # the grid onto which shares and effective rows are rounded up for their bounds
+_SHARE_STEP, _ROWS_STEP = 0.001, 0.01  # shares and rows are rounded up on a grid of their logarithms
 _ROUNDING = 1e-14  # of sums whose terms cancel, as a share of the terms
 _SLACK = 1.0 + 1e-9  # more than rounding adds to a bound or a count
 
@@ -82,15 +82,15 @@ class UnitCuts:
         """
         if delta > 0.5:
             return np.ones(len(self.n))
-        some = self.most_effective > 0.0
-        share = np.ceil(self.n_true[some] / self.n[some] * _SHARES).astype(np.int64)
-        power = np.ceil(np.log(self.most_effective[some]) / np.log(_RATIO)).astype(np.int64)
-        lowest = int(power.min(initial=0))
-        keys, where = np.unique((power - lowest) * (_SHARES + 1) + share, return_inverse=True)
-        power, share = np.divmod(keys, _SHARES + 1)
-        share, rows = share / _SHARES, _RATIO ** (power + lowest).astype(np.float64) * _SLACK
+        some = (self.most_effective > 0.0) & (self.n_true > 0)
+        share = np.ceil(np.log(self.n_true[some] / self.n[some]) / _SHARE_STEP)
+        rows = np.ceil(np.log(self.most_effective[some]) / _ROWS_STEP)
+        # neighbouring cuts mostly share their point of the grid
+        first = np.flatnonzero(np.append(True, (share[1:] != share[:-1]) | (rows[1:] != rows[:-1]))[: len(share)])
+        lengths = np.diff(first, append=len(share))
+        share, rows = np.exp(_SHARE_STEP * share[first]), np.exp(_ROWS_STEP * rows[first]) * _SLACK
         found = np.zeros(len(self.n))
-        found[some] = (lower_bound(share * rows, (1.0 - share) * rows, delta) * _SLACK)[where]
+        found[some] = np.repeat(lower_bound(share * rows, (1.0 - share) * rows, delta) * _SLACK, lengths)
         return found
 
     def worth(self, cuts: Ints, delta: float) -> tuple[Floats, Floats]:
@@ -125,7 +125,7 @@ def _descending(ranking: Ranking, unit: Tensor | np.ndarray) -> tuple[NDArray[np
     """
     if not isinstance(unit, Tensor):
         unit = torch.from_numpy(unit.astype(np.int64)) if unit.dtype.kind in "iu" else unit_codes(unit)
-    if not bool(((unit >= 0) & (unit < 2 * len(unit))).all()):
+    if unit.is_floating_point() or not bool(((unit >= 0) & (unit < 2 * len(unit))).all()):
         unit = unit_codes(unit.cpu().numpy())
     bits = (ranking.logits + 0.0).view(torch.int32)  # + 0.0: no negative zero
     rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # in the order of the floats
