@@ -181,7 +181,7 @@ def _past_check(parts: Mapping[Role, Part], bars: Bars, generator: np.random.Gen
             past = _until(bars, day)
             built = features.build(past)[past.day == day]
             built = built[np.searchsorted(past.stock[past.day == day], part.stock[rows])]
-            same = np.isclose(built, part.features[rows], rtol=1e-3, atol=1e-5, equal_nan=True).all(axis=0)
+            same = ((built == part.features[rows]) | (np.isnan(built) & np.isnan(part.features[rows]))).all(axis=0)
             changed = (name for name, ok in zip(features.names(), same, strict=True) if not ok)
             faults += [f"{role}: {name} on {bars.dates[day]}" for name in changed]
             shown.append(str(bars.dates[day]))

@@ -51,25 +51,15 @@ def random_bars(
     for lag in range(1, _REACH + 1):
         change[:, lag:] += 0.012 * strength * signal[:, :-lag]
     change = np.where(rng.random(shape) < limit_up, np.log(1 + LIMIT), np.clip(change, -0.1, 0.09))
-    at_limit = change >= np.log(1 + LIMIT) - 1e-12
     there = _bars_there(rng, shape, suspended, late)
-
-    # A day without a bar has no change: the price goes on where it stopped.
-    close = rng.lognormal(2.5, 0.6, (n_stocks, 1)) * np.exp(np.cumsum(np.where(there, change, 0.0), axis=1))
-    pre_close = np.concatenate([close[:, :1] / np.exp(change[:, :1]), close[:, :-1]], axis=1)
-    opened = pre_close * np.exp(0.004 * rng.standard_normal(shape))
-    opened = np.where(at_limit, np.minimum(opened, close), opened)
-    above, below = np.exp(np.abs(0.006 * rng.standard_normal((2, *shape))))
-    high = np.maximum(opened, close) * np.where(at_limit, 1.0, above)
-    low = np.minimum(opened, close) / below
-    base = rng.lognormal(10, 1, (n_stocks, 1))
-    volume = base * np.exp(0.5 * signal + 0.1 * rng.standard_normal(shape))
-
+    columns = _prices(rng, change, there)
+    columns["volume"] = rng.lognormal(10, 1, (n_stocks, 1)) * np.exp(
+        0.5 * signal + 0.1 * rng.standard_normal(shape)
+    )
+    columns["amount"] = columns["volume"] * columns["close"] / 10  # in thousands, of lots of 100
     stock, day = (axis.astype(np.int32) for axis in np.nonzero(there))
-    columns = {"open": opened, "high": high, "low": low, "close": close, "pre_close": pre_close, "volume": volume}
-    columns["amount"] = volume * close / 10  # in thousands, of lots of 100
-    dates = calendar(n_days)
-    first = np.argmax(there, axis=1)
+    dates, first = calendar(n_days), np.argmax(there, axis=1)
+    market = (3000 * np.exp(np.cumsum(0.01 * rng.standard_normal(n_days)))).round(2)
     return Bars(
         stocks=tuple(f"{600000 + 7 * i}.SH" for i in range(n_stocks)),
         dates=dates,
@@ -79,9 +69,23 @@ def random_bars(
         industry=industry,
         industries=tuple(f"industry {chr(97 + i)}" for i in range(n_industries)),
         listed=np.where(first > 0, dates[first], 20100104).astype(np.int32),
-        market_close=(3000 * np.exp(np.cumsum(0.01 * rng.standard_normal(n_days)))).round(2) if index else None,
+        market_close=market if index else None,
         facts={},
     )
+
+
+def _prices(rng: np.random.Generator, change: np.ndarray, there: np.ndarray) -> dict[str, np.ndarray]:
+    """[S, T] each, from the change of the day's close; a day without a bar has none, and the price stops."""
+    shape = change.shape
+    close = rng.lognormal(2.5, 0.6, (shape[0], 1)) * np.exp(np.cumsum(np.where(there, change, 0.0), axis=1))
+    pre_close = np.concatenate([close[:, :1] / np.exp(change[:, :1]), close[:, :-1]], axis=1)
+    at_limit = change >= np.log(1 + LIMIT) - 1e-12
+    opened = pre_close * np.exp(0.004 * rng.standard_normal(shape))
+    opened = np.where(at_limit, np.minimum(opened, close), opened)
+    above, below = np.exp(np.abs(0.006 * rng.standard_normal((2, *shape))))
+    high = np.maximum(opened, close) * np.where(at_limit, 1.0, above)
+    low = np.minimum(opened, close) / below
+    return {"open": opened, "high": high, "low": low, "close": close, "pre_close": pre_close}
 
 
 def calendar(n_days: int, first: str = "2019-01-02") -> np.ndarray:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,10 +160,29 @@ def test_data_are_prepared_once_and_told_of(data: DataSpec, tmp_path: Path, capl
     assert f"{len(BARS)} bars of 8 stocks over 220 days" in caplog.text
 
 
-def test_arrays_take_no_more_memory_than_their_features(data: DataSpec, dataset: StockDataset) -> None:
-    for path in data.cache.glob("*/*/*.npy"):
-        array = np.load(path, mmap_mode="r")
-        assert array.dtype != np.float64, path
+def test_writing_copies_no_matrix_as_a_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    bars = random_bars(n_stocks=100, n_days=600, suspended=0.0, late=0.0)
+    matrix = np.ones((len(bars), 60), np.float32)
+    monkeypatch.setattr(preparation.features, "build", lambda _bars: matrix)
+    monkeypatch.setattr(preparation.features, "names", lambda: tuple(f"f{i}" for i in range(60)))
+    monkeypatch.setattr(preparation, "_CHUNK_ROWS", 4096)
+    options = StockData(path=tmp_path)
+    tracemalloc.start()
+    try:
+        preparation.write(tmp_path, bars, options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < matrix.nbytes / 2  # labels and windows of the bars are in it too
+    assert np.load(tmp_path / "train" / "features.npy", mmap_mode="r").nbytes > matrix.nbytes / 3
+
+
+def test_data_are_prepared_without_torch_and_xgboost() -> None:
+    modules = ("origin", "preparation", "description")
+    imports = ", ".join(f"models.stock.{name}" for name in modules)
+    code = f"import sys, {imports}; print({{'torch', 'xgboost'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 # ------------------------------------------------------------------------------------------------ refused
