@@ -109,7 +109,8 @@ def import_study(
     source = Database(URL.create("sqlite", database=str(file)), read_only=True)
     try:
         name = _only_study(source, file)
-        check_name("--study", name if new is None else new)
+        if new is not None:
+            check_name("--study", new)
         check_database(database)
         create_schema(database)
         create_optuna_schema(database)
@@ -217,6 +218,7 @@ def _only_study(source: Database, file: Path) -> str:
             f"{file}: expected one study, got {', '.join(searches) or 'none'}; `tuner export --study NAME "
             "--storage sqlite:///FILE` writes a file of one"
         )
+    check_name(str(file), searches[0])
     for name in names:
         evaluated = EVALUATION_NAME.fullmatch(name)  # names become folders
         if name != searches[0] and not (evaluated and evaluated[1] == searches[0]):
