@@ -290,9 +290,9 @@ def certified(nominee: Mapping[str, Any]) -> str:
         )
     text = (
         f"{nominee['arm']} is certified at logit {figure(issued['threshold'])}: a precision of {target} was "
-        f"reachable on calibrate with confidence {confidence}, {issued['n_true']:,} of {issued['n_selected']:,} "
-        f"selected rows{_over(issued)} are true ({figure(issued['precision'])}, lower bound "
-        f"{figure(issued['bound'])}{_by_rows([issued.get('bound_rows')])}), recall {figure(issued['recall'])}."
+        f"reachable on calibrate with confidence {confidence} (lower bound {figure(issued['bound'])}"
+        f"{_by_rows([issued.get('bound_rows')])}). There {issued['n_true']:,} of {issued['n_selected']:,} selected "
+        f"rows{_over(issued)} are true, precision {figure(issued['precision'])}, recall {figure(issued['recall'])}."
     )
     if check is None:
         return f"{text} It was not checked on test."
@@ -315,14 +315,15 @@ def _not_issued(nominee: Mapping[str, Any]) -> str:
         return " The search had no threshold either."
     valid, test = found["valid"], found["test"]
     text = (
-        f" The threshold of the search, not issued, had {figure(valid['precision'])} of "
-        f"{counted(round(valid['n_selected']), 'row')} on valid"
+        f" The threshold of the search, not issued, had a precision of {figure(valid['precision'])} on valid "
+        f"({counted(round(valid['n_selected']), 'row')})"
     )
     if test["kept"] is None:
         return f"{text} and selects nothing on test."
-    rows = counted(test["n_selected"], "row")
-    outcome = promise_on_test(test)
-    return f"{text} and has {_precision(test)} of {rows}{_over(test)} on test: the target is {outcome} there."
+    return (
+        f"{text}; on test it has {_precision(test)}, {test['n_true']:,} of {counted(test['n_selected'], 'row')}"
+        f"{_over(test)}: the target is {promise_on_test(test)} there."
+    )
 
 
 def _precision(check: Mapping[str, Any]) -> str:

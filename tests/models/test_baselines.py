@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models import baselines
-from models.baselines import BASELINES, PENALTIES, Baseline, average_precision, fit_baseline, single_feature_pr_auc
+from models.baselines import (
+    BASELINES,
+    PENALTIES,
+    Baseline,
+    average_precision,
+    fit_baseline,
+    roc_auc,
+    single_feature_pr_auc,
+)
 from models.trainer import Features, InputError, Labels
 
 CARDINALITIES = (4, 9)
@@ -325,6 +334,42 @@ def test_average_precision_equals_scikit_learn(rows: list[tuple[int, bool]]) -> 
     falling, rising = average_precision(values, positive)
     assert falling == pytest.approx(average_precision_score(positive, values))
     assert rising == pytest.approx(average_precision_score(positive, -values))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=50))
+def test_roc_auc_equals_scikit_learn(rows: list[tuple[int, bool]]) -> None:
+    values, positive = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+    positive[:2] = 1, 0
+    assert roc_auc(values, positive) == pytest.approx(roc_auc_score(positive, values))
+
+
+@pytest.mark.parametrize(("metric", "figure"), [("pr_auc", average_precision_score), ("roc_auc", roc_auc_score)])
+def test_the_penalty_is_the_best_by_the_metric_that_is_asked_for(
+    metric: str, figure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = make(120, 7)
+    scores = []
+    for variance in PENALTIES:
+        with monkeypatch.context() as patch:
+            patch.setattr(baselines, "PENALTIES", (variance,))
+            model = fit_baseline("logistic_regression", features, labels, *VALID, "gift", 0, metric=metric)
+        scores.append(model.predict(VALID[0]).scores["gift"])
+    best = max(scores, key=lambda values: figure(VALID[1].tasks["gift"], values))
+    chosen = fit_baseline("logistic_regression", features, labels, *VALID, "gift", 0, metric=metric)
+    assert np.abs(chosen.predict(VALID[0]).scores["gift"] - best).max() < 0.01
+
+
+@pytest.mark.parametrize(("metric", "name"), [("pr_auc", "aucpr"), ("roc_auc", "auc")])
+def test_boosting_stops_by_the_metric_that_is_asked_for(
+    metric: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import xgboost
+
+    asked, train = [], xgboost.train
+    monkeypatch.setattr(xgboost, "train", lambda params, *a, **k: asked.append(params) or train(params, *a, **k))
+    fit_baseline("xgboost", *make(300, 7), *make(300, 8), "gift", 0, metric=metric)
+    assert [params["eval_metric"] for params in asked] == [name, "rmse", "rmse"]
 
 
 def test_importing_baselines_imports_neither_torch_nor_xgboost() -> None:

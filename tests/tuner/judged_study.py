@@ -1,7 +1,7 @@
 """A finished evaluation whose every score is a formula, for the tests of what is concluded from it.
 
 The trainer fits like the toy; what it predicts are draws around a planted signal, the stronger the higher the toy's
-curve. Units are users with four rows each; positives carry an amount.
+curve. Units are users with four rows each, who come on one of fifty days; positives carry an amount.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from models.trainer import (
     SEARCH_ROLES,
@@ -28,8 +29,10 @@ from models.trainer import (
     Features,
     InputError,
     Labels,
+    Measurement,
     Predictions,
     Role,
+    Run,
 )
 from storage.database import Database
 from storage.leases import ProcessIdentity
@@ -42,6 +45,7 @@ from tuner import coordinator
 from tuner.plan import Plan, PlannedArm, spec_of_fits
 from tuner.study import Study
 from tuner.summary import summarize
+from tuner.verdict import conclude
 from tuner.worker import Worker, WorkerOptions
 
 N_ROWS = {"train": 400, "valid": 3000, "calibrate": 3000, "test": 2000}
@@ -77,6 +81,11 @@ class JudgedTrainer(ToyTrainer):
     def check(self, config: Any, data: Any, decision: Decision) -> list[Any]:
         return []
 
+    def fit(self, config: Any, data: Any, run: Run) -> Iterator[Measurement]:
+        for found in super().fit(config, data, run):
+            roc_auc = 0.5 + found.metrics["valid/toy/pr_auc"] / 2
+            yield replace(found, metrics={**found.metrics, "valid/toy/roc_auc": roc_auc})
+
     def predict(self, checkpoint: Path, data: Any, role: Role, device: str = "cpu") -> Predictions:
         if isinstance(data, JudgedData):
             data.require(role)
@@ -96,7 +105,10 @@ class JudgedTrainer(ToyTrainer):
         truth = world(role)
         amount = np.where(truth["labels"] == 1, truth["amount"], np.nan).astype(np.float32)
         unit = truth["unit"] if decision.unit == "user" else np.arange(len(truth["unit"]))
-        return Labels({"toy": truth["labels"], "amount": amount}, unit, truth["amount"], {"amount": "log1p"})
+        groups = {"user": truth["unit"], "day": truth["unit"] % 50}
+        return Labels(
+            {"toy": truth["labels"], "amount": amount}, unit, truth["amount"], {"amount": "log1p"}, groups=groups
+        )
 
     def features(self, data: Any, role: Role) -> Features:
         data.require(role)
@@ -216,12 +228,12 @@ def search(folder: Path, database: Database, **changes: Any) -> Study:
 # --- evaluations -----------------------------------------------------------------------------------------------
 
 
-def make(folder: Path, seeds: int = 3) -> None:
+def make(folder: Path, seeds: int = 3, **changes: Any) -> None:
     """A finished search in `folder`, and the ended fits of its first evaluation."""
     (folder / "runs").mkdir()
     database = make_database(url(folder))
     try:
-        study = search(folder, database)
+        study = search(folder, database, **changes)
         plan = plan_of(study, seeds)
         row = study.store.create_evaluation(study.id, 1, "judged.evaluation-1", plan.as_json())
         spec = spec_of_fits(study.spec, plan)
@@ -255,6 +267,20 @@ def opened(template: Path, folder: Path) -> Iterator[Evaluated]:
         yield Evaluated(study, fits, row, Plan.from_json(row.plan), options)
     finally:
         database.close()
+
+
+def concluded(evaluated: Evaluated) -> dict[str, Any]:
+    """The document."""
+    evaluated.said.clear()
+    return conclude(
+        evaluated.study, evaluated.refresh(), evaluated.fits, evaluated.plan, JudgedTrainer(), evaluated.data_of,
+        evaluated.options, evaluated.said.append,
+    )  # fmt: skip
+
+
+def scores_of(evaluated: Evaluated, model: str, role: str) -> np.ndarray:
+    folder = Path(evaluated.options.runs) / evaluated.evaluation.name / "scores"
+    return load_file(folder / f"{model}-{role}.safetensors")["scores/toy"]
 
 
 def score_files(evaluated: Evaluated) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.tuner.verdict_document import census_document, mvp13_document
+from tests.tuner.verdict_document import census_document, mvp13_document, roc_document
 from tuner import cli, evaluation
 from tuner.cli_verdict import conclusion_parts
 from tuner.report_text import conclusion
@@ -24,7 +24,9 @@ def said(document: Mapping[str, Any]) -> list[str]:
     return captured.get().replace("\u00a0", " ").splitlines()
 
 
-@pytest.mark.parametrize("document", [mvp13_document(), census_document()])
+@pytest.mark.parametrize(
+    "document", [mvp13_document(), census_document(), roc_document(feasible=True), roc_document(feasible=False)]
+)
 def test_the_answer_comes_first_and_once(document: dict[str, Any]) -> None:
     lines = said(document)
     assert lines[0] == conclusion(document).replace("\u00a0", " ")
@@ -43,6 +45,24 @@ def test_no_more_is_promised_of_a_candidate_than_a_look_of_the_gate() -> None:
 def test_what_is_certified_is_told_with_its_threshold() -> None:
     assert any("is certified at logit" in line for line in said(census_document()))
     assert not any("is certified at logit" in line for line in said(mvp13_document()))
+
+
+def test_of_what_is_not_certified_it_is_told_whether_the_search_could_have_kept_it() -> None:
+    (line,) = (line for line in said(roc_document(feasible=False)) if "was not reachable" in line)
+    assert "The threshold of the search, not issued, had a precision of 0.6215 on valid" in line
+    assert not any("was not reachable" in line for line in said(roc_document(feasible=True)))
+
+
+@pytest.mark.parametrize(("document", "label"), [(census_document(), "PR-AUC"), (roc_document(True), "ROC-AUC")])
+def test_the_table_is_ranked_by_the_metric_it_shows(document: dict[str, Any], label: str) -> None:
+    lines = said(document)
+    start = next(i for i, line in enumerate(lines) if f"95 % interval of {label}" in line)
+    arms = document["arms"]
+    table = lines[start : start + len(arms) + 4]
+    assert any(f" {label} " in line for line in table)
+    values = {name: arm["metrics"][label.lower().replace("-", "_")]["value"] for name, arm in arms.items()}
+    shown = dict.fromkeys(name for line in table for name in arms if line.strip("│ ").split(" ")[0] == name)
+    assert list(shown) == sorted(values, key=lambda name: -values[name])
 
 
 def test_looks_at_the_same_models_are_not_called_this_evaluations_own() -> None:

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.tuner.verdict_document import census_document, mvp13_document, search_summary, without_verdict
+from tests.tuner.verdict_document import (
+    census_document,
+    mvp13_document,
+    roc_document,
+    search_summary,
+    without_verdict,
+)
 from tuner.figures import Bars, Curves, Figure, Heat, Missing, arm_colours, cell, legend, tint, wrapped
 from tuner.figures_html import plot
 from tuner.figures_png import draw_png
@@ -90,7 +96,7 @@ def test_names_are_not_taken_for_mathematics(tmp_path: Path) -> None:
 
 
 def test_every_figure_has_title_axes_and_legend() -> None:
-    for document in (census_document(), mvp13_document()):
+    for document in (census_document(), mvp13_document(), roc_document(feasible=True), roc_document(False)):
         study = document["study"]
         found = [*drawn(document).values(), *search_figures(search_summary(study))]
         assert len(found) == 12
@@ -118,6 +124,26 @@ def test_bars_are_the_metrics_of_the_document() -> None:
     assert list(series.points[-1]) == [], "a single seed is the bar itself"
     assert panel.reference is not None
     assert panel.reference.value == document["sample"]["base_rate"]
+
+
+def test_figures_of_a_document_by_roc_auc_are_of_roc_auc() -> None:
+    document = roc_document(feasible=True)
+    figures, arms = drawn(document), document["arms"]
+    (panel,) = figures["roc_auc_comparison"].panels
+    assert isinstance(panel, Bars)
+    assert list(panel.series[0].values) == [arm["metrics"]["roc_auc"]["value"] for arm in arms.values()]
+    assert panel.reference is not None
+    assert (panel.reference.name, panel.reference.value) == ("chance 0.5", 0.5)
+    (panel,) = figures["roc_auc_difference"].panels
+    assert isinstance(panel, Curves)
+    assert panel.curves[1].y[0] == pytest.approx(100 * document["comparisons"][0]["relative"]["value"])
+    valid = figures["training_curves"].panels[-1]
+    assert isinstance(valid, Curves)
+    assert (valid.y_label, valid.curves[0].y) == (
+        "ROC-AUC (valid)", document["training"][valid.curves[0].name]["valid_roc_auc"],
+    )  # fmt: skip
+    named = [figure for figure in figures.values() if "PR-AUC" in str(figure)]
+    assert not named
 
 
 def test_without_money_only_positives_are_counted_at_the_top() -> None:

@@ -314,6 +314,34 @@ class TestGate:
         failed = judged(self.ALL, changed(model, own={"pr_auc": 0.1, "ece_calibrated": 0.01}), champion)
         assert "champion s:2 (measured on other data), got 0.1000, 0.4000 below" in failed["champion"]
 
+    def test_champion_and_model_are_compared_by_the_metric_that_both_were_judged_by(self, model: ModelRow) -> None:
+        both = {"metric": "roc_auc", "intervals": {"roc_auc": {"value": 0.6, "low": 0.58, "high": 0.62}}}
+        champion = dataclasses.replace(changed(model, **both), version=2)
+        for found, passes in ((0.59, True), (0.57, False)):
+            ours = changed(model, **both, own={"pr_auc": 0.1, "roc_auc": found, "ece_calibrated": 0.01})
+            failed = judged(self.ALL, ours, champion)
+            assert (failed == {}) == passes
+        assert failed["champion"].startswith("champion: expected ROC-AUC on test >= 0.5800, the low end of")
+
+    @pytest.mark.parametrize("metric", ["pr_auc", None])  # None: of a model that is older than the choice
+    def test_models_judged_by_different_metrics_are_not_compared(self, model: ModelRow, metric: str | None) -> None:
+        older = changed(model, metric=metric)
+        if metric is None:
+            del older.metrics["metric"]
+        champion = dataclasses.replace(older, version=2)
+        failed = judged(
+            self.ALL, changed(model, metric="roc_auc", own=model.metrics["own"] | {"roc_auc": 0.9}), champion
+        )
+        assert failed == {
+            "champion": "champion: expected a model judged by PR-AUC as the champion s:2, got one judged by "
+            "ROC-AUC, and these are not compared; set gate.champion to false to promote it all the same"
+        }
+        assert judged(self.ALL, older, champion) == {}
+
+    def test_a_leak_is_a_matter_of_pr_auc_whatever_the_metric(self, model: ModelRow) -> None:
+        own = {"pr_auc": 0.55, "roc_auc": 0.95, "ece_calibrated": 0.01}
+        assert judged(self.ALL, changed(model, metric="roc_auc", own=own)) == {}
+
     def test_it_is_not_held_against_itself(self, model: ModelRow) -> None:
         assert "champion" not in [rule.name for rule in judge(self.ALL, model, model)]
 
@@ -478,7 +506,22 @@ class TestCommands:
         rows = json.loads(tuner("models", "--format", "json")[1])
         assert (rows[0]["name"], rows[0]["version"], rows[0]["metrics"]["own"]["pr_auc"]) == ("s", 1, 0.55)
         head, row = tuner("models", "--format", "csv")[1].splitlines()
-        assert dict(zip(head.split(","), row.split(","), strict=True))["certificate"] == "certified"
+        told = dict(zip(head.split(","), row.split(","), strict=True))
+        assert (told["certificate"], told["metric"], told["on test"]) == ("certified", "PR-AUC", "0.55")
+
+    def test_models_are_listed_with_the_metric_they_were_judged_by(
+        self, database: Database, store: Store, tmp_path: Path, runs: Path, tuner: Any
+    ) -> None:
+        make_model(database, tmp_path)
+        told = document(metric="roc_auc")
+        told["arms"]["one"]["metrics"]["roc_auc"] = {"value": 0.61, "low": 0.58, "high": 0.64}
+        exported = write_export(tmp_path / "roc", metrics={"pr_auc": 0.3, "roc_auc": 0.6125})
+        add_candidate(store, "t", exported, told, runs, None)
+        head, *rows = tuner("models", "--format", "csv")[1].splitlines()
+        found = {row["model"]: row for row in (dict(zip(head.split(","), r.split(","), strict=True)) for r in rows)}
+        by = ("metric", "on test", "low")
+        assert [found["s"][name] for name in by] == ["PR-AUC", "0.55", "0.5"]
+        assert [found["t"][name] for name in by] == ["ROC-AUC", "0.6125", "0.58"]
 
     def test_none_yet(self, tuner: Any) -> None:
         code, _, err = tuner("models", "--model", "s")

@@ -17,12 +17,13 @@ from tests.tuner.verdict_document import (
     census_document,
     mvp13_document,
     renamed,
+    roc_document,
     search_summary,
     without_verdict,
 )
 from tuner import figures_png
 from tuner.report import results, write_report
-from tuner.report_findings import figure, on_gradients, on_importance, percent, spread
+from tuner.report_findings import certified, figure, on_comparison, on_gradients, on_importance, percent, spread
 from tuner.report_html import html_report
 from tuner.report_markdown import markdown_report
 from tuner.report_page import make_page
@@ -270,6 +271,100 @@ def test_looks_and_certificates_are_counted() -> None:
     )
 
 
+# --- the metric that models are judged by ----------------------------------------------------------------------
+
+
+def test_a_report_by_roc_auc_speaks_of_pr_auc_only_where_that_is_meant() -> None:
+    document = roc_document(feasible=False)
+    text = markdown_report(make_page(document, search_summary("census")), "census").replace("\u00a0", " ")
+    for part in ("ROC-AUC 0.9056 against 0.9027 of single_task_income", "| ROC-AUC, multi", "| Gain in ROC-AUC |",
+                 "| Difference of ROC-AUC |", "Gain in ROC-AUC over the baseline arm", "ROC-AUC of every model",
+                 "ROC-AUC on valid 0.9061)", "| ROC-AUC (valid) |", "Drop of the ROC-AUC on valid",
+                 "of ROC-AUC is lost", "img/census_roc_auc_comparison.png", "img/census_roc_auc_difference.png",
+                 "of what is above chance", "Without it ROC-AUC falls", "ROC-AUC over the default"):  # fmt: skip
+        assert part in re.sub(r"\\(.)", r"\1", text), part
+    left = [line[:24].strip() for line in text.splitlines() if "PR-AUC" in line]
+    assert left == ["| Model | Kind | PR-AUC", "The best single feature,", "| Feature | PR-AUC alone"]
+
+
+def test_a_leak_is_told_against_the_pr_auc_of_the_whole_model() -> None:
+    document = roc_document(feasible=False)
+    document["leak"] |= {"features": [["feature_0", 0.56]], "best": 0.56}
+    assert any("alone it reaches a PR-AUC of 0.56 on valid, the whole model 0.5787;" in line
+               for line in implications(document))  # fmt: skip
+
+
+def test_roc_auc_is_held_against_chance_and_pr_auc_against_the_base_rate() -> None:
+    assert on_comparison(census_document())[0].endswith("times the base rate.")
+    assert on_comparison(roc_document(feasible=True))[0].endswith("above chance.")
+
+
+def test_differences_in_results_are_named_by_their_metric() -> None:
+    document = roc_document(feasible=True)
+    delta = results(document, search_summary("census"))["delta"]
+    assert delta["roc_auc_interval"] == [document["verdict"]["difference"][end] for end in ("low", "high")]
+    assert delta["roc_auc_relative"] == document["verdict"]["relative"]["value"]
+    assert "pr_auc_interval" not in delta
+
+
+# --- whether the target was reachable, and kept ----------------------------------------------------------------
+
+
+def test_a_target_that_was_reachable_is_told_with_days_rows_and_what_became_of_it() -> None:
+    (nominee,) = roc_document(feasible=True)["nominees"]
+    said = certified(nominee).replace("\u00a0", " ")
+    for part in (
+        "a precision of 0.6 was reachable on calibrate with confidence 90 %",
+        "selected rows on 41 of 80 days and 301 of 400 users are true, precision 0.",
+        " [by rows alone 0.6512, for comparison only]",
+        "On test the promise is kept: 808 of 1,204 selected rows on 33 of 60 days and 1 of 400 users are true",
+        "precision 0.671 (0.644 to 0.698) [by rows alone 0.6551 to 0.6872, for comparison only]",
+        "recall 0.435 (0.391 to 0.478), F1 0.528 (0.481 to 0.574).",
+    ):
+        assert part in said, part
+    assert "not issued" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, "of 400 users: the target is broken (by no more than chance could explain) there."),
+        ({"refuted": True}, "of 400 users: the target is broken there."),
+        ({"kept": True}, "of 400 users: the target is kept there."),
+    ],
+)
+def test_a_target_out_of_reach_is_told_with_what_the_search_had_found(change: dict[str, Any], told: str) -> None:
+    (nominee,) = roc_document(feasible=False)["nominees"]
+    nominee["not_issued"]["test"] |= change
+    said = certified(nominee).replace("\u00a0", " ")
+    assert said.startswith("A precision of 0.6 was not reachable for multi_task_no_amount on calibrate with ")
+    for part in (
+        ": the most that could be certified is 0.0621 [by rows alone 0.1071, for comparison only].",
+        "Nothing is selected.",
+        "The threshold of the search, not issued, had a precision of 0.6215 on valid (412 rows); on test it has ",
+        "0.531 (0.441 to 0.619) [by rows alone 0.6551 to 0.6872, for comparison only], 808 of 1,204 rows on 33 ",
+    ):
+        assert part in said, part
+    assert said.endswith(told)
+
+
+def test_of_a_search_without_a_threshold_or_without_rows_on_test_that_is_told() -> None:
+    (nominee,) = roc_document(feasible=False)["nominees"]
+    nominee["not_issued"]["test"] |= {"kept": None, "precision": None}
+    assert certified(nominee).endswith("on valid (412 rows) and selects nothing on test.")
+    nominee["not_issued"] = None
+    assert certified(nominee).endswith("Nothing is selected. The search had no threshold either.")
+    del nominee["not_issued"]  # as older documents
+    assert certified(nominee).endswith("Nothing is selected.")
+
+
+def test_the_cuts_have_a_column_of_bounds_by_rows_where_rows_are_not_the_unit() -> None:
+    for document, shown in ((roc_document(feasible=True), True), (census_document(), False)):
+        text = markdown_report(make_page(document, search_summary("census")), "census")
+        assert ("| Lower bound | By rows alone | p | Test |" in text) == shown
+        assert ("The bound by rows alone is for comparison only" in text) == shown
+
+
 # --- results.json ----------------------------------------------------------------------------------------------
 
 
@@ -340,7 +435,8 @@ def test_numbers_are_written_for_readers() -> None:
 
 
 def test_no_field_of_a_sentence_is_left_unfilled() -> None:
-    for document in (mvp13_document(), census_document(), without_verdict()):
+    roc = (roc_document(feasible=True), roc_document(feasible=False))
+    for document in (mvp13_document(), census_document(), without_verdict(), *roc):
         for outcome in ("helps", "does not", "undecided"):
             if document["verdict"]:
                 document["verdict"]["outcome"] = outcome

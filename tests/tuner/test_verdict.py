@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 from scipy import stats
 from scipy.special import expit
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from models.baselines import BASELINES
 from models.calibration import Calibrator
@@ -23,24 +23,15 @@ from models.trainer import Decision, InputError, Labels, Predictions
 from storage.rows import MeasurementRow
 from storage.runs import Store
 from tests.tuner import judged_study
-from tests.tuner.judged_study import Evaluated, JudgedTrainer, world
+from tests.tuner.judged_study import Evaluated, JudgedTrainer, concluded, scores_of, world
 from tuner import verdict
 from tuner.document import mean_cosines, training_curves
 from tuner.fits import Rows, importance, on_valid
 from tuner.fits import scores_of as scores_of_fit
 from tuner.report_text import former_answers, verdict_lines
 from tuner.scoring import find_checkpoint
-from tuner.verdict import conclude
 
 ROLES = ("valid", "test")
-
-
-def concluded(evaluated: Evaluated) -> dict[str, Any]:
-    evaluated.said.clear()
-    return conclude(
-        evaluated.study, evaluated.refresh(), evaluated.fits, evaluated.plan, JudgedTrainer(), evaluated.data_of,
-        evaluated.options, evaluated.said.append,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +55,16 @@ def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield found, concluded(found)
 
 
+@pytest.fixture(scope="module")
+def infeasible(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Evaluated, Any]]:
+    """A conclusion whose target is out of reach."""
+    with judged_study.opened(template, tmp_path_factory.mktemp("infeasible")) as found:
+        found.change_decision(target_precision=0.999)
+        yield found, concluded(found)
+
+
 def timeless(document: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name != "finished_at"}
-
-
-def scores_of(evaluated: Evaluated, model: str, role: str) -> np.ndarray:
-    folder = Path(evaluated.options.runs) / evaluated.evaluation.name / "scores"
-    return load_file(folder / f"{model}-{role}.safetensors")["scores/toy"]
 
 
 # --- the document ----------------------------------------------------------------------------------------------
@@ -120,8 +114,9 @@ def test_pr_auc_and_roc_auc_are_those_of_scikit_learn_on_the_score_files(whole):
         per_seed: dict[str, list[float]] = {"pr_auc": [], "roc_auc": []}
         for fit in arm["fits"]:
             model = f"baseline-{name}" if fit["number"] is None else f"{fit['number']:05d}"
-            valid = average_precision_score(world("valid")["labels"], scores_of(evaluated, model, "valid"))
-            assert fit["valid_pr_auc"] == pytest.approx(valid, rel=1e-12)
+            on_valid = world("valid")["labels"], scores_of(evaluated, model, "valid")
+            assert fit["valid_pr_auc"] == pytest.approx(average_precision_score(*on_valid), rel=1e-12)
+            assert fit["valid_roc_auc"] == pytest.approx(roc_auc_score(*on_valid), rel=1e-12)
             scores = scores_of(evaluated, model, "test")
             per_seed["pr_auc"].append(average_precision_score(world("test")["labels"], scores))
             per_seed["roc_auc"].append(roc_auc_score(world("test")["labels"], scores))
@@ -222,6 +217,43 @@ def test_the_certificate_can_be_derived_again_by_scipy(whole):
     assert nominee["check"]["precision"] == pytest.approx(world("test")["labels"][test].mean())
 
 
+def test_it_is_told_over_how_many_groups_the_selected_rows_spread(whole):
+    evaluated, document = whole
+    (nominee,) = document["nominees"]
+    for role, found in (("calibrate", nominee["certificate"]), ("test", nominee["check"])):
+        scores = scores_of(evaluated, f"{nominee['number']:05d}", role)
+        users = np.flatnonzero(scores >= np.float32(nominee["certificate"]["threshold"])) // 4
+        assert found["groups"] == {
+            "user": {"n_selected": len(set(users)), "n": len(scores) // 4},
+            "day": {"n_selected": len(set(users % 50)), "n": 50},
+        }
+        assert 0 < found["groups"]["user"]["n_selected"] < found["groups"]["user"]["n"]
+
+
+def test_what_rows_alone_would_say_stands_beside_the_bound_of_users(whole):
+    _, document = whole
+    (nominee,) = document["nominees"]
+    issued, kept = nominee["certificate"], nominee["check"]
+    alone = stats.binomtest(issued["n_true"], issued["n_selected"]).proportion_ci(0.8, method="exact")
+    assert issued["bound_rows"] == pytest.approx(alone.low)
+    assert issued["bound_rows"] != issued["bound"]
+    alone = stats.binomtest(kept["n_true"], kept["n_selected"]).proportion_ci(0.95, method="exact")
+    assert (kept["low_rows"], kept["high_rows"]) == pytest.approx((alone.low, alone.high))
+
+
+def test_recall_and_f1_of_the_nominee_are_told_on_test_with_their_intervals(whole):
+    evaluated, document = whole
+    (nominee,) = document["nominees"]
+    kept, labels = nominee["check"], world("test")["labels"]
+    scores = scores_of(evaluated, f"{nominee['number']:05d}", "test")
+    selected = scores >= np.float32(nominee["certificate"]["threshold"])
+    assert kept["recall"] == pytest.approx(recall_score(labels, selected))
+    assert kept["f1"] == pytest.approx(f1_score(labels, selected))
+    for name in ("recall", "f1"):
+        assert kept[f"{name}_low"] < kept[name] < kept[f"{name}_high"]
+    assert nominee["not_issued"] is None
+
+
 def test_the_planted_gain_is_found_and_the_question_answered(whole):
     _, document = whole
     pairs = [(c["arm"], c["against"]) for c in document["comparisons"]]
@@ -271,7 +303,7 @@ def test_leak_training_and_cost_come_from_features_and_stored_rows(whole):
     rows = store.measurements(fits.id, [best])[best]
     assert document["training"]["single"] == {
         "steps": [0, 1, 2], "loss": {}, "valid_pr_auc": [row.metrics["valid/toy/pr_auc"] for row in rows],
-        "valid_roc_auc": [None] * 3,
+        "valid_roc_auc": [row.metrics["valid/toy/roc_auc"] for row in rows],
     }  # fmt: skip
     assert "xgboost" not in document["training"]
     for name, study in (("search_device_s", evaluated.study), ("evaluation_device_s", fits)):
@@ -311,7 +343,7 @@ def test_looks_are_counted(whole):
 def test_the_model_is_a_candidate_with_all_it_needs_for_decisions(whole):
     evaluated, document = whole
     (row,) = evaluated.study.store.models("judged")
-    assert row.state == "candidate"
+    assert (row.state, row.metrics["metric"]) == ("candidate", "pr_auc")
     assert document["model"] == {
         "name": "judged", "version": 1, "checksum": row.checksum, "size_bytes": row.size_bytes,
     }  # fmt: skip
@@ -489,17 +521,43 @@ def test_the_nominee_stays_what_was_written_down_first(evaluated: Evaluated):
     assert concluded(evaluated)["nominees"] == first["nominees"]
 
 
-def test_an_infeasible_target_gives_no_decisions(template: Path, tmp_path: Path):
-    with judged_study.opened(template, tmp_path) as evaluated:
-        evaluated.change_decision(target_precision=0.999)
-        document = concluded(evaluated)
+def test_an_infeasible_target_gives_no_decisions(infeasible):
+    _, document = infeasible
     (nominee,) = document["nominees"]
     assert nominee["certificate"]["status"] == "infeasible"
     assert nominee["certificate"]["threshold"] is None
     assert nominee["check"] is None
     assert 0.0 < nominee["certificate"]["certifiable_precision"] < 0.999
     assert not any(fit["valid_feasible"] for fit in document["arms"]["joint"]["fits"])
+    assert nominee["certificate"]["groups"]["day"] == {"n_selected": 0, "n": 50}
     assert document["model"]["version"] == 1
+
+
+def test_of_an_infeasible_target_it_is_told_what_the_threshold_of_the_search_does_on_test(infeasible):
+    evaluated, document = infeasible
+    (nominee,) = document["nominees"]
+    found, model = nominee["not_issued"], f"{nominee['number']:05d}"
+    threshold = np.float32(found["valid"]["threshold"])
+    assert found["test"]["threshold"] == found["valid"]["threshold"]
+    for role, told in found.items():
+        selected, labels = scores_of(evaluated, model, role) >= threshold, world(role)["labels"]
+        assert told["n_selected"] == selected.sum() > 0
+        assert told["precision"] == pytest.approx(labels[selected].mean())
+    assert found["valid"]["violation"] == pytest.approx(0.999 - found["valid"]["precision_bound"])
+    assert found["test"]["kept"] is (found["test"]["precision"] >= 0.999)
+    assert 0 < found["test"]["groups"]["day"]["n_selected"] <= 50
+    assert "sentence" not in found["test"]
+    assert "threshold" not in nominee["certificate"]["groups"]
+    assert document["looks"]["test"]["repeated"] == 0
+
+
+def test_a_search_without_a_threshold_has_none_to_tell_of(evaluated: Evaluated, monkeypatch):
+    monkeypatch.setattr(verdict, "BASELINES", ("base_rate",))
+    evaluated.change_plan(n_replicates=20)
+    evaluated.change_decision(min_selected=3001)
+    (nominee,) = concluded(evaluated)["nominees"]
+    assert nominee["certificate"]["status"] == "infeasible"
+    assert nominee["not_issued"] is None
 
 
 # --- what is left out, and refusals ----------------------------------------------------------------------------
