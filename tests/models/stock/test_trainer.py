@@ -14,9 +14,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from models import BASELINES, get_trainer
 from models import checkpoint as checkpoints
-from models.baselines import fit_baseline
+from models import get_trainer
 from models.decision import decide
 from models.metrics import Ranking, Truth
 from models.stock import boosting, matrices
@@ -390,37 +389,3 @@ def test_the_nine_features_of_the_sketch_alone(data, tmp_path):
     assert scores(first, data).tobytes() == scores(second, other).tobytes()
     full = fit_once(tmp_path / "full", data), fit_once(tmp_path / "full other", other)
     assert scores(full[0], data).tobytes() != scores(full[1], other).tobytes()
-
-
-# ---------------------------------------------------------------------------------------------- labels and features
-
-
-def test_units_and_groups_are_days_and_stocks(data):
-    part = data.part("test")
-    for unit, expected in {"row": np.arange(len(part)), "day": part.day, "stock": part.stock}.items():
-        found = TRAINER.labels(data, "test", planted.DECISION.model_copy(update={"unit": unit}))
-        np.testing.assert_array_equal(found.unit, expected)
-        np.testing.assert_array_equal(found.groups["day"], part.day)
-        np.testing.assert_array_equal(found.groups["stock"], part.stock)
-        np.testing.assert_array_equal(found.tasks["rise"], part.labels)
-
-
-def test_features_for_baselines_are_standardised_and_without_gaps(data):
-    found, raw = TRAINER.features(data, "train"), data.part("train").features
-    assert found.numeric_names == data.feature_names
-    assert np.isnan(raw).any()
-    assert (found.numeric[np.isnan(raw)] == 0.0).all()
-    known = np.where(np.isnan(raw), np.nan, found.numeric)
-    np.testing.assert_allclose(np.nanmean(known, axis=0), 0.0, atol=1e-4)
-    np.testing.assert_allclose(np.nanstd(known, axis=0), 1.0, atol=1e-4)
-    assert found.codes.shape == (len(raw), 0)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_baselines_take_features_without_codes(data, name):
-    train, valid = (TRAINER.features(data, role) for role in ("train", "valid"))
-    labels = [TRAINER.labels(data, role, planted.DECISION) for role in ("train", "valid")]
-    fitted = fit_baseline(name, train, labels[0], valid, labels[1], "rise", seed=0)
-    logits = fitted.predict(valid).scores["rise"]
-    assert np.isfinite(logits).all()
-    assert name == "base_rate" or roc_auc_score(labels[1].tasks["rise"], logits) > 0.7
