@@ -46,7 +46,7 @@ class Validation:
         scores = torch.from_numpy(logits)
         ranking = Ranking.of(scores, self.truth)
         if len(self.parts) == 1:
-            found = read({f"{PREFIX}/{name}": value for name, value in self._metrics(ranking).items()})
+            found = read({f"{PREFIX}/{name}": value for name, value in self._metrics(ranking, slice(None)).items()})
         else:
             found = self._over_folds(scores)
         decided = decide(ranking, self.decision, self.unit)
@@ -59,19 +59,25 @@ class Validation:
         probability = self.probability or torch.sigmoid
         return curves(ranking, self.decision, metrics.get(f"{PREFIX}/threshold"), probability, self.unit)
 
-    def _metrics(self, ranking: Ranking) -> dict[str, Tensor]:
-        return ranking.metrics(self.probability)
+    def _metrics(self, ranking: Ranking, rows: slice) -> dict[str, Tensor]:
+        found, unit = ranking.metrics(self.probability), None if self.unit is None else self.unit[rows]
+        if unit is None or int(unit.min()) < int(unit.max()):  # a single unit says nothing of its error
+            found["roc_auc_se"] = ranking.roc_auc_se(unit)
+        return found
 
     def _over_folds(self, scores: Tensor) -> dict[str, float]:
         pending = {
             f"{PREFIX}/{name}@fold{i}": value
             for i, (rows, truth) in enumerate(zip(self.parts, self.truths, strict=True))
-            for name, value in self._metrics(Ranking.of(scores[rows], truth)).items()
+            for name, value in self._metrics(Ranking.of(scores[rows], truth), rows).items()
         }
-        found = read(pending)
-        names = [name.removesuffix("@fold0") for name in found if name.endswith("@fold0")]
-        n_folds = len(self.parts)
-        by_fold = {name: [found[f"{name}@fold{i}"] for i in range(n_folds)] for name in names}
+        found, n_folds = read(pending), len(self.parts)
+        measured = (
+            {name.partition("@")[0] for name in found if name.endswith(f"@fold{i}")} for i in range(n_folds)
+        )
+        by_fold = {
+            name: [found[f"{name}@fold{i}"] for i in range(n_folds)] for name in sorted(set.intersection(*measured))
+        }
         return {name: _mean(name, values) for name, values in by_fold.items()} | found
 
     def _spread(self, logits: np.ndarray, decided: Mapping[str, float]) -> dict[str, float]:

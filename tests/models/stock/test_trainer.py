@@ -118,6 +118,8 @@ def test_metrics_are_those_of_the_scores(data, tmp_path, unit):
         assert metrics[f"valid/rise/{name}"] == pytest.approx(value, rel=1e-6), name
     ranking = Ranking.of(found.tensors["margins/valid"], Truth.of(torch.from_numpy(labels), name="v"))
     decided = decide(ranking, decision, TRAINER.labels(data, "valid", decision).unit)
+    by_unit = None if unit == "row" else torch.from_numpy(np.array(part.day if unit == "day" else part.stock))
+    assert metrics["valid/rise/roc_auc_se"] == ranking.roc_auc_se(by_unit).item()
     assert decided.items() <= {name.removeprefix("valid/rise/"): value for name, value in metrics.items()}.items()
     selected = scores >= decided["threshold"]
     assert metrics["valid/rise/n_days_selected"] == len(set(part.day[selected]))
@@ -245,6 +247,13 @@ def by_hand(
         block, margins = boosting.train_block(told, matrix, margins, config.training.checkpoint_every)
         blocks.append(block)
     return blocks
+
+
+def test_a_part_of_a_single_day_has_no_error_of_its_roc(tmp_path):
+    data = planted.made(folds=20)  # of 25 days: the first parts have two, the others one
+    metrics = fitted(tmp_path, data)[-1].metrics
+    assert {"valid/rise/roc_auc_se@fold0", "valid/rise/roc_auc@fold19", "valid/rise/roc_auc"} <= metrics.keys()
+    assert {"valid/rise/roc_auc_se@fold19", "valid/rise/roc_auc_se"}.isdisjoint(metrics)
 
 
 def test_with_folds_a_metric_is_their_mean_and_the_decision_is_on_all_of_valid(tmp_path):
