@@ -37,6 +37,7 @@ from tests.tuner.moved_study import (
     start,
 )
 from tests.tuner.toy_study import ROOT, make_study, write_spec
+from tests.tuner.verdict_document import census_document
 from tuner import coordinator, transfer
 from tuner.cli import main
 from tuner.optuna_storage import RetryingStorage
@@ -202,6 +203,17 @@ def test_the_dashboard_shows_the_file(filled: Path) -> None:
         assert len(browser.ask(f"/api/studies/{study['study_id']}?after=0").json["trials"]) == 7
 
 
+def test_a_report_is_made_from_the_file(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "toy.db"
+    shutil.copy(filled, file)
+    with opened(f"sqlite:///{file}", read_only=False) as database:
+        document = {**census_document(), "study": "toy", "evaluation": "toy.evaluation-1"}
+        Store(database).finish_evaluation(1, document)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--study", "toy", "--storage", f"sqlite:///{file}", "--out", "report"]) == 0
+    assert {"report.md", "report.html", "results.json"} <= set(files_of(tmp_path / "report"))
+
+
 # --- going on --------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +319,7 @@ def test_a_trial_that_ended_in_one_table_alone_is_mended_where_the_copy_goes_on(
     imported(tmp_path / "toy.db", f"sqlite:///{tmp_path}/there.db")
     with opened(f"sqlite:///{tmp_path}/there.db", read_only=False) as there:
         copy = Study.open(there, "toy")
+        assert copy.store.progress(copy.id)[0].running == 0
         copy.recover()
         (progress,) = copy.store.progress(copy.id)
         assert (progress.pruned, progress.n_ended) == (1, 1)
@@ -614,6 +627,18 @@ def test_the_commands_say_what_came_along_and_what_did_not(
     assert main(["import", "toy.db", "--study", "again"]) == 0
     # The looks and certificates are those that the database knows.
     assert "study again: 7 trials (4 ended), 15 measurements, 2 evaluations, 3 models\n" in capsys.readouterr().out
+
+
+def test_certificates_that_meet_others_are_told(
+    filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/there.db"
+    database = make_database(url)
+    Store(database).open_certificate(DATA_HASH, "third", "third.evaluation-1", "m", lambda _: 0.1)
+    database.close()
+    assert main(["import", str(filled), "--storage", url]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert "of those that came along number 1 is 2 here, 2 is 3 here; each keeps what it has spent" in told
 
 
 def test_a_long_copy_tells_how_far_it_is(
