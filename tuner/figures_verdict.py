@@ -185,11 +185,13 @@ def training(document: Mapping[str, Any]) -> Figure | Missing:
     valid, label = lines(lambda curve: value_on_valid(document, curve)), label_of(document)
     if valid:
         panels.append(Curves(f"{document['task']} on valid", "Epoch", f"{label} (valid)", valid))
-    caption = (
-        f"Mean training loss per task and epoch, unweighted, of the seed of each arm with the highest {label} on "
-        f"valid (n = {len(curves)} fits). Fits of one task have the same unit of loss only where their loss "
-        "function is the same."
-    )
+    whose = f"of the seed of each arm with the highest {label} on valid (n = {len(curves)} fits)"
+    caption = f"{label} on valid after every epoch, {whose}."
+    if tasks:
+        caption = (
+            f"Mean training loss per task and epoch, unweighted, {whose}. Fits of one task have the same unit of "
+            "loss only where their loss function is the same."
+        )
     return Figure(key, title, caption, findings.on_training(document), panels)
 
 

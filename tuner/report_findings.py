@@ -40,7 +40,7 @@ def spread(interval: Mapping[str, Any] | None, signed: bool = False, share: bool
     scale, unit = (100.0, "\u00a0%") if share else (1.0, "")
     half = scale * (high - low) / 2
     digits = 1 if share else 4
-    if half > 1e-6 * scale * abs(value):  # less is rounding, no interval
+    if half > 1e-6 * scale * max(abs(value), 1e-6):  # less is rounding, no interval
         digits = min(8, max(0, 1 - math.floor(math.log10(half))))
     write = [f"{scale * x:{'+' if signed else ''}.{digits}f}".replace("-", "−") + unit for x in (value, low, high)]
     return f"{write[0]} ({write[1]} to {write[2]})"

@@ -146,6 +146,18 @@ def test_figures_of_a_document_by_roc_auc_are_of_roc_auc() -> None:
     assert not named
 
 
+def test_a_caption_of_training_speaks_of_losses_only_where_there_are_some() -> None:
+    document = roc_document(feasible=True)
+    n = len(document["training"])
+    assert drawn(document)["training_curves"].caption.startswith("Mean training loss per task and epoch")
+    for curve in document["training"].values():
+        curve["loss"] = {}
+    assert drawn(document)["training_curves"].caption == (
+        "ROC-AUC on valid after every epoch, of the seed of each arm with the highest ROC-AUC on valid "
+        f"(n = {n} fits)."
+    )
+
+
 def test_without_money_only_positives_are_counted_at_the_top() -> None:
     assert [panel.title for panel in drawn(census_document())["topk_capture"].panels] == ["Recall"]
     panels = drawn(mvp13_document())["topk_capture"].panels

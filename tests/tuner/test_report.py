@@ -431,6 +431,7 @@ def test_numbers_are_written_for_readers() -> None:
     assert spread(interval, signed=True, share=True) == "+5.97\u00a0% (+5.67\u00a0% to +6.30\u00a0%)"
     assert spread({"value": 0.5, "low": 0.5, "high": 0.5}) == "0.5000 (0.5000 to 0.5000)"
     assert spread({"value": 0.01, "low": 0.01, "high": 0.01 + 1e-12}) == "0.0100 (0.0100 to 0.0100)"
+    assert spread({"value": 0.0, "low": 0.0, "high": 1e-17}) == "0.0000 (0.0000 to 0.0000)"
     assert spread(None) == "–"
 
 
