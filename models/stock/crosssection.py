@@ -27,10 +27,6 @@ class CrossSection:
         count, total = self._sums(x, self._day, self._shape[0])
         return ratio(total, count)
 
-    def std(self, x: np.ndarray) -> np.ndarray:
-        """[T], with the count in the denominator."""
-        return np.sqrt(self.mean(np.square(x - self.mean(x)[self._day])))
-
     def others_mean(self, x: np.ndarray, group: np.ndarray) -> np.ndarray:
         """[N]: the mean over the other stocks of the bar's group ([S], -1: none) that day; NaN without one."""
         groups = group[self._stock]

@@ -9,7 +9,6 @@ prices. docs/stock-features.md is the list for people.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -69,9 +68,8 @@ class _Panel(_Line):
     """The columns of bars as [N] float64, and what the formulas are made of."""
 
     def __init__(self, bars: Bars):
-        self.open, self.high, self.low = (x.astype(np.float64) for x in (bars.open, bars.high, bars.low))
-        self.volume, self.amount = bars.volume.astype(np.float64), bars.amount.astype(np.float64)
-        self.pre_close, close = bars.pre_close.astype(np.float64), bars.close.astype(np.float64)
+        columns = (bars.high, bars.low, bars.close, bars.pre_close, bars.volume)
+        self.high, self.low, close, self.pre_close, self.volume = (x.astype(np.float64) for x in columns)
         super().__init__(Rolling(bars.stock), close, close / self.pre_close - 1)
         self._day, self._industry = bars.day, bars.industry
         self.across = CrossSection(bars.stock, bars.day, len(bars.stocks), len(bars.dates))
@@ -80,10 +78,6 @@ class _Panel(_Line):
     def market(self, values: np.ndarray) -> np.ndarray:
         """[N] from [T], a value a market day."""
         return values[self._day]
-
-    def breadth(self, x: np.ndarray) -> np.ndarray:
-        """The mean over all stocks that day."""
-        return self.market(self.across.mean(x))
 
     def others(self, x: np.ndarray) -> np.ndarray:
         """The mean over the other stocks of the industry that day."""
@@ -98,20 +92,15 @@ class _Panel(_Line):
         low, high = self.roll.min(self.low, days), self.roll.max(self.high, days)
         return ratio(self.close - low, high - low)
 
-    def illiquidity(self, days: int) -> np.ndarray:
-        """How far a unit of money moves the price. Source: Amihud, 2002, with sums for his mean of quotients."""
-        return ratio(self.roll.sum(np.abs(self.change), days), self.roll.sum(self.amount, days))
-
-    @cached_property
     def true_range(self) -> np.ndarray:
         """Wilder's, over the close before; where that is not known, of the day alone."""
         top, bottom = np.fmax(self.high, self.pre_close), np.fmin(self.low, self.pre_close)
         return top / bottom - 1
 
 
-def _known(condition: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """1 and 0; NaN where `x`, which the condition is about, is."""
-    return np.where(np.isnan(x), np.nan, condition)
+def _is_up(x: np.ndarray) -> np.ndarray:
+    """1 above 0, else 0; NaN where unknown."""
+    return np.where(np.isnan(x), np.nan, x > 0)
 
 
 def _index(bars: Bars, mean_change: np.ndarray) -> _Line:
@@ -136,10 +125,8 @@ _FORMULAS: dict[str, dict[str, Callable[[_Panel], np.ndarray]]] = {
         "ma5": lambda p: p.ma(5),
         "ma10": lambda p: p.ma(10),
         "ma20": lambda p: p.ma(20),
-        "ma60": lambda p: p.ma(60),
     },
     "momentum": {
-        "momentum_1": lambda p: p.change,
         "momentum_5": lambda p: p.momentum(5),
         "momentum_10": lambda p: p.momentum(10),
         "momentum_20": lambda p: p.momentum(20),
@@ -149,52 +136,34 @@ _FORMULAS: dict[str, dict[str, Callable[[_Panel], np.ndarray]]] = {
     "volatility": {
         "volatility_10": lambda p: p.volatility(10),
         "volatility_20": lambda p: p.volatility(20),
-        "volatility_60": lambda p: p.volatility(60),
-        "true_range_14": lambda p: p.roll.mean(p.true_range, 14),
-        "max_change_20": lambda p: p.roll.max(p.change, 20),
     },
     "volume": {
         "volume_ratio": lambda p: p.surge(5),
         "volume_ratio_20": lambda p: p.surge(20),
         "volume_trend": lambda p: ratio(p.roll.mean(p.volume, 5), p.roll.mean(p.volume, 60)),
+        "price_volume_20": lambda p: p.roll.correlation(p.close, p.volume, 20),
     },
     "range": {
-        "day_position": lambda p: p.position(1),
+        "true_range_14": lambda p: p.roll.mean(p.true_range(), 14),
         "position_20": lambda p: p.position(20),
-        "position_60": lambda p: p.position(60),
-        "gap": lambda p: p.open / p.pre_close - 1,
-        "high_60": lambda p: p.close / p.roll.max(p.high, 60) - 1,
-        "low_60": lambda p: p.close / p.roll.min(p.low, 60) - 1,
     },
     "market": {
         "market_pct_chg": lambda p: p.market(p.index.change),
         "market_ma20": lambda p: p.market(p.index.ma(20)),
-        "market_ma60": lambda p: p.market(p.index.ma(60)),
-        "market_momentum_5": lambda p: p.market(p.index.momentum(5)),
-        "market_momentum_20": lambda p: p.market(p.index.momentum(20)),
-        "market_volatility_20": lambda p: p.market(p.index.volatility(20)),
     },
     "breadth": {
-        "breadth_up": lambda p: p.breadth(_known(p.change > 0, p.change)),
-        "breadth_ma20": lambda p: p.breadth(_known(p.ma(20) > 0, p.ma(20))),
-        "breadth_dispersion": lambda p: p.market(p.across.std(p.change)),
-        "breadth_volatility": lambda p: p.breadth(p.volatility(20)),
+        "breadth_ma20": lambda p: p.market(p.across.mean(_is_up(p.ma(20)))),
+        "breadth_return_5": lambda p: p.market(p.index.roll.mean(p.across.mean(p.change), 5)),
     },
     "industry": {
         "industry_momentum_1": lambda p: p.others(p.change),
-        "industry_momentum_5": lambda p: p.others(p.momentum(5)),
-        "industry_momentum_20": lambda p: p.others(p.momentum(20)),
+        "industry_excess_20": lambda p: p.momentum(20) - p.others(p.momentum(20)),
     },
     "rank": {
+        "rank_momentum_1": lambda p: p.across.rank(p.change),
         "rank_momentum_5": lambda p: p.across.rank(p.momentum(5)),
-        "rank_momentum_20": lambda p: p.across.rank(p.momentum(20)),
-        "rank_ma20": lambda p: p.across.rank(p.ma(20)),
-        "rank_volatility_20": lambda p: p.across.rank(p.volatility(20)),
         "rank_volatility_60": lambda p: p.across.rank(p.volatility(60)),
-        "rank_range": lambda p: p.across.rank(p.roll.mean(p.true_range, 14)),
         "rank_volume_ratio": lambda p: p.across.rank(p.surge(20)),
-        "rank_turnover": lambda p: p.across.rank(p.roll.mean(p.amount, 20)),
-        "rank_illiquidity": lambda p: p.across.rank(p.illiquidity(20)),
     },
 }
 # What the features tell of, for experiments that leave a group out; every feature is in exactly one.

@@ -68,6 +68,6 @@ def _limit_up(bars: Bars, limits: Mapping[str, float | None]) -> np.ndarray:
     """[N] bool: the bar closed at its high, at the limit of its symbol (that of the longest prefix)."""
     prefixes = sorted(limits.keys() - {"default"}, key=len, reverse=True)
     of_stock = (next((p for p in prefixes if s.startswith(p)), "default") for s in bars.stocks)
-    limit = np.array([np.inf if limits.get(p) is None else limits[p] for p in of_stock], dtype=np.float64)
+    limit = np.array([np.inf if limits[p] is None else limits[p] for p in of_stock], dtype=np.float64)
     close = bars.close.astype(np.float64)
     return (close / bars.pre_close - 1 >= limit[bars.stock] - _LIMIT_SLACK) & (close >= bars.high * _AT_HIGH)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from models.stock.crosssection import ratio
+
 Combine = Callable[..., np.ndarray]  # an associative ufunc
 
 
@@ -56,6 +58,11 @@ class Rolling:
             ):
                 total[lag:] += np.multiply(deviation, other, out=deviation)
         return self._masked(total, window)
+
+    def correlation(self, x: np.ndarray, y: np.ndarray, window: int) -> np.ndarray:
+        """Pearson's; NaN where one of them does not change."""
+        x_squares, y_squares = self.products(x, x, window), self.products(y, y, window)
+        return ratio(self.products(x, y, window), np.sqrt(x_squares) * np.sqrt(y_squares))
 
     def rsi(self, close: np.ndarray, period: int) -> np.ndarray:
         """Wilder's relative strength index of a stock's closes, 0 to 100; the one recursion, from its first bar on.

@@ -133,7 +133,6 @@ def test_a_bar_closed_at_its_limit_could_not_be_bought(symbol, close, high, boug
 
 def test_no_limit_by_default():
     assert outcomes(one_stock([10.0] * 20 + [30.0]), Label(), Universe(min_history=20)).tradable[20]
-    assert outcomes(one_stock([10.0] * 20 + [30.0]), Label(), Universe(min_history=20, limit_up={})).tradable[20]
 
 
 def test_the_first_bars_of_a_stock_are_no_entries():
