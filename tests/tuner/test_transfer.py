@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,15 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from models.trainer import DiskError, InputError
+from models.trainer import SEARCH_ROLES, DiskError, InputError
+from storage.artifacts import open_artifacts
 from storage.database import Database, StorageError
 from storage.runs import Store
 from storage.tables import attempts, metadata, runs, studies
 from storage.transfer import NOBODY, Transfer
 from tests import searches
 from tests.searches import make_database, make_spec, new_worker
+from tests.toy import ToyTrainer
 from tests.tuner.moved_study import (
     DATA_HASH,
     as_copied,
@@ -44,6 +47,8 @@ from tuner.optuna_storage import RetryingStorage
 from tuner.output import draft_of
 from tuner.study import Study
 from tuner.summary import summarize
+from tuner.uploads import Uploads
+from tuner.worker import Worker, WorkerOptions
 from tuner.worker_process import own_folder
 
 
@@ -263,6 +268,41 @@ def test_a_trial_that_was_under_way_begins_anew(tmp_path: Path) -> None:
     assert tries == [(1, "lost"), (2, "complete")]
     assert [(row.step, row.attempt) for row in rows] == [(step, 2) for step in range(5)]
     assert list(optunas.intermediate_values) == [row.step for row in rows]
+
+
+def test_with_the_same_artifact_store_a_trial_goes_on_from_its_upload(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    store, stop = open_artifacts(f"file://{tmp_path}/artifacts"), threading.Event()
+
+    class StopsInBetween(ToyTrainer):
+        def fit(self, config: Any, data: Any, run: Any) -> Iterator[Any]:
+            for measurement in super().fit(config, data, run):
+                if measurement.step == 2:
+                    stop.set()
+                yield measurement
+
+    def serve(folder: str, trainer: ToyTrainer, stop: threading.Event) -> Study:
+        options = coordinator.RunOptions(
+            str(write_spec(tmp_path, n_trials=1)),
+            runs=f"{tmp_path}/{folder}",
+            storage=f"sqlite:///{tmp_path}/{folder}.db",
+        )
+        spec, _ = coordinator.read_spec(options)
+        data = trainer.load(coordinator.data_spec(spec, trainer, options), SEARCH_ROLES)
+        study = coordinator.open_study(spec, data.manifest, options, Database(options.storage))
+        told = WorkerOptions("cpu", options.runs, str(options.cache), ("toy",))
+        Worker(study, trainer, data, new_worker(study), told, stop, uploads=Uploads(store, "toy")).serve()
+        return study
+
+    here = serve("here", StopsInBetween(), stop)
+    copied = exported(here.database, tmp_path / "toy.db")
+    here.database.close()
+    assert copied.n_begun == 1
+    imported(tmp_path / "toy.db", f"sqlite:///{tmp_path}/there.db")
+    there = serve("there", ToyTrainer(), threading.Event())
+    rows = there.store.measurements(there.id, [0])[0]
+    there.database.close()
+    assert [(row.step, row.attempt) for row in rows] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2)]
 
 
 def test_a_copy_never_takes_the_files_of_its_original_for_its_own(tmp_path: Path) -> None:
