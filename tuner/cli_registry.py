@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from tuner.registry import ModelFolder
 
 GATE_REFUSED = 4
-LINE_EVERY_S = 10.0
 
 
 def register(cli: click.Group) -> None:
@@ -161,6 +158,7 @@ def predict(
     from tuner import prediction
     from tuner.cli import heed_signals
     from tuner.crew import choose_devices
+    from tuner.output import rows_done
 
     if out is None and not newest:
         raise click.UsageError("expected --out FILE, or --newest to print the newest rows alone")
@@ -168,7 +166,7 @@ def predict(
     folder, version = _model(model, storage, runs, artifacts)
     chosen = choose_devices(device, None)[0]
     file = None if out is None else Path(out)
-    with _progress() as progress:
+    with rows_done("scored") as progress:
         written = prediction.predict(
             folder, version, Path(data), file, Path(runs) / "cache", chosen, batch_rows, force, progress, newest
         )
@@ -270,28 +268,3 @@ def _store(storage: str | None, runs: str, read_only: bool = True) -> Iterator[S
         yield Store(database)
     finally:
         database.close()
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int | None], None]]:
-    """Rows done on stderr: a bar on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if sys.stderr.isatty():
-        columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("scoring", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    started = told = time.monotonic()
-
-    def tell(done: int, total: int | None) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told >= LINE_EVERY_S or done == total:
-            told = now
-            of = "" if total is None else f" of {total}"
-            click.echo(f"{done}{of} rows scored, {done / max(now - started, 1e-9):.0f} a second", err=True)
-
-    yield tell

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +11,6 @@ from tuner.options import database_url, name_option, option, runs_option, storag
 
 if TYPE_CHECKING:
     from tuner.transfer import Copied
-
-LINE_EVERY_S = 10.0
 
 
 def register(cli: click.Group) -> None:
@@ -43,13 +37,14 @@ def export(
     from tuner import transfer
     from tuner.catalog import find_name, open_database
     from tuner.cli import heed_signals
+    from tuner.output import rows_done
 
     heed_signals()
     database = open_database(database_url(storage, runs))
     try:
         found = find_name(database, study, name)
         file = Path(out or f"{found}.db")
-        with _progress("written") as progress:
+        with rows_done("written") as progress:
             copied = transfer.export_study(database, found, file, force, progress)
     finally:
         database.close()
@@ -71,11 +66,12 @@ def import_(file: str, study: str | None, storage: str | None, runs: str) -> int
     from storage.database import Database
     from tuner import transfer
     from tuner.cli import heed_signals
+    from tuner.output import rows_done
 
     heed_signals()
     database = Database(database_url(storage, runs))
     try:
-        with _progress("read") as progress:
+        with rows_done("read") as progress:
             copied = transfer.import_study(Path(file), database, study, progress)
     finally:
         database.close()
@@ -106,25 +102,3 @@ def _begun(copied: Copied) -> str:
     if not copied.n_begun:
         return ""
     return f" ({copied.n_begun} trial{'' if copied.n_begun == 1 else 's'} under way would begin anew)"
-
-
-@contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Rows done on stderr: a bar on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if sys.stderr.isatty():
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(verb, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    told = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= LINE_EVERY_S:
-            told = time.monotonic()
-            click.echo(f"{done} of {total} rows {verb}", err=True)
-
-    yield tell

@@ -4,9 +4,6 @@ those of the newest day, ranked."""
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +18,11 @@ from scipy.special import expit
 from models import get_trainer
 from models.calibration import smeared
 from models.trainer import InputError, Predictions, ScoredRows
-from storage.artifacts import flush_folder
+from tuner.output import WAY_OUT, Progress, check_out, draft_of
 from tuner.registry import ModelFolder
 from tuner.snapshots import disk_errors
 
-# A draft that its writer could not remove, as it was killed; after this long it is nobody's.
-STALE_S = 86_400.0
-
-_WAY_OUT = "make room, mend its permissions or name another"
-
 _OWN = ("row", "score", "probability", "decision", "model_version")
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +126,9 @@ def _scored(
 def _check(source: Path, out: Path | None, force: bool) -> None:
     """What would fail at the end fails at the beginning."""
     if out is not None:
-        _check_out(out, force)
+        check_out(out, force)
+        if out.suffix != ".parquet":
+            raise InputError(f"{out}: expected a name that ends in .parquet, for that is what is written")
     if not source.exists():
         raise InputError(f"{source}: expected a file or folder to score, got nothing; name one with --data")
     if out is not None and out.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
@@ -218,73 +210,25 @@ def _n_true(decisions: pa.ChunkedArray) -> int:
 # --- the file ------------------------------------------------------------------------------------------------
 
 
-def _check_out(out: Path, force: bool) -> None:
-    if out.is_dir():
-        raise InputError(f"{out}: expected a file to write, got a folder; name a file with --out")
-    if out.exists() and not force:
-        raise InputError(f"{out}: expected no such file, got one; --force replaces it")
-    if out.suffix != ".parquet":
-        raise InputError(f"{out}: expected a name that ends in .parquet, for that is what is written")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: expected a folder to write to, got none; make it, or name another --out")
-
-
 @contextlib.contextmanager
 def _writer(out: Path, force: bool) -> Iterator[Callable[[pa.Table], None]]:
-    """Writes tables into a file beside `out` that takes its name once it is whole and durable, else goes."""
-    prefix = f".{out.name}.tmp-"
-    draft = out.with_name(f"{prefix}{secrets.token_hex(8)}")
-    writer: pq.ParquetWriter | None = None
+    """Writes tables into a Parquet file that is there whole at the end, or not at all."""
+    with draft_of(out, force) as draft:
+        writer: pq.ParquetWriter | None = None
 
-    def write(table: pa.Table) -> None:
-        nonlocal writer
-        with disk_errors(out, "it", _WAY_OUT):
-            if writer is None:
-                writer = pq.ParquetWriter(draft, table.schema)
-            writer.write_table(table)
+        def write(table: pa.Table) -> None:
+            nonlocal writer
+            with disk_errors(out, "it", WAY_OUT):
+                if writer is None:
+                    writer = pq.ParquetWriter(draft, table.schema)
+                writer.write_table(table)
 
-    try:
-        with disk_errors(out, "it", _WAY_OUT):
-            _remove_stale(out.parent, prefix)
-            draft.touch(exist_ok=False)
-        yield write
-        with disk_errors(out, "it", _WAY_OUT):
-            if writer is not None:
-                writer.close()
-            _publish(draft, out, force)
-    finally:
-        if writer is not None and writer.is_open:
-            with contextlib.suppress(OSError, pa.ArrowException):
-                writer.close()
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
-def _publish(draft: Path, out: Path, force: bool) -> None:
-    with draft.open("rb") as whole:
-        os.fsync(whole.fileno())
-    if force:
-        draft.replace(out)
-    else:
-        _take_name(draft, out)
-    flush_folder(out.parent)
-
-
-def _take_name(draft: Path, out: Path) -> None:
-    """Rename, but never over a file that came meanwhile."""
-    try:
-        os.link(draft, out)
-    except FileExistsError:
-        raise InputError(
-            f"{out}: expected no such file, got one that somebody made meanwhile; --force replaces it"
-        ) from None
-    except OSError:  # a file system without links
-        _check_out(out, force=False)
-        draft.replace(out)
-
-
-def _remove_stale(folder: Path, prefix: str) -> None:
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if path.name.startswith(prefix) and time.time() - path.stat().st_mtime > STALE_S:
-                path.unlink()
+        try:
+            yield write
+            with disk_errors(out, "it", WAY_OUT):
+                if writer is not None:
+                    writer.close()
+        finally:
+            if writer is not None and writer.is_open:
+                with contextlib.suppress(OSError, pa.ArrowException):
+                    writer.close()

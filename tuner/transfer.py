@@ -13,7 +13,7 @@ anew where its checkpoint is not.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +31,10 @@ from tuner.coordinator import EVALUATION_NAME, check_name
 from tuner.optuna_storage import RetryingStorage
 from tuner.optuna_study import create_optuna_schema
 from tuner.optuna_transfer import copy_trials
-from tuner.output import check_out, draft_of
+from tuner.output import Progress, check_out, draft_of
 from tuner.study import Study
 
 # Called with the rows done and those there are.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

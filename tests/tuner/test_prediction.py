@@ -26,7 +26,7 @@ from storage.database import Database
 from tests.toy import ToyTrainer
 from tests.tuner.stored_models import INFEASIBLE, VALUE, make_model, write_export
 from tests.tuner.toy_study import ROOT
-from tuner import prediction, registry
+from tuner import registry, snapshots
 from tuner.cli import main
 from tuner.prediction import Written, predict
 from tuner.registry import ModelFolder, open_folder
@@ -416,9 +416,9 @@ class TestOut:
         fresh, stale, others = (out.parent / f".{name}" for name in (
             "predictions.parquet.tmp-1", "predictions.parquet.tmp-2", "other.parquet.tmp-3"))  # fmt: skip
         for path in (fresh, stale, others):
-            path.touch()
+            path.mkdir()
         for path in (stale, others):
-            os.utime(path, (time.time() - prediction.STALE_S - 60,) * 2)
+            os.utime(path, (time.time() - snapshots.STALE_S - 60,) * 2)
         run(model, source, out)
         assert left_in(out.parent) == [others.name, fresh.name, out.name]
 

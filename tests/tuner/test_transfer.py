@@ -689,9 +689,9 @@ def test_a_long_copy_tells_how_far_it_is(
         transfer.export_study(source, "toy", tmp_path / "copy.db", progress=lambda *done: told.append(done))
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (23, 23)  # 8 runs and 15 measurements
-    monkeypatch.setattr("tuner.cli_transfer.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tuner.output.LINE_EVERY_S", 0.0)
     assert main(["import", str(filled), "--storage", f"sqlite:///{tmp_path}/there.db"]) == 0
-    assert "23 of 23 rows read" in capsys.readouterr().err.splitlines()
+    assert "\n23 of 23 rows read, " in capsys.readouterr().err
 
 
 def test_a_coordinator_takes_up_what_came_along(filled: Path, tmp_path: Path) -> None:
