@@ -13,7 +13,7 @@ from models.stock.data import StockData, Universe
 from models.stock.files import BarFiles, RawBars, find_files, read_bars, read_index, read_listing
 from models.trainer import InputError
 
-READER_VERSION = 1  # raise it with any change of a value read
+READER_VERSION = 2  # raise it with any change of a value read
 MIN_DAYS = 60  # fewer have no room for a history, a horizon and four roles
 _ROUNDING = 1e-3  # relative: adjusted prices are rounded to few digits
 _PRICES = ("open", "high", "low", "close")
@@ -63,7 +63,8 @@ class Bars:
 def read(folder: Path, options: StockData) -> Bars:
     """Reads and checks the files that `options` name; `folder` may also be the file of the bars.
 
-    Rows may come in any order. A bar with neither a price nor a volume is a suspended day and left out.
+    Rows may come in any order. A bar with a volume of 0, or with neither a price nor a volume, is a suspended
+    day and left out: nobody could trade at its price.
 
     Raises:
         InputError: a file or column that is missing; a value that cannot be one; two bars of one stock and day; an
@@ -104,14 +105,15 @@ def _kept(files: BarFiles, raw: RawBars, universe: Universe) -> tuple[np.ndarray
     if end is not None:
         inside &= raw.date <= end
     volume = raw.values["volume"]
-    there = ~np.isnan(volume) & (volume != 0)
+    there = ~np.isnan(volume)
     for name in _PRICES:
         there |= ~np.isnan(raw.values[name])
+    there &= volume != 0
     rows = np.flatnonzero(inside & there)
     if not len(rows):
         period = f"{start or raw.date.min()} .. {end or raw.date.max()}"
         raise InputError(
-            f"{files.shown()}: expected bars with prices within {period}, got none (the files' days: "
+            f"{files.shown()}: expected bars with prices and volume within {period}, got none (the files' days: "
             f"{raw.date.min()} .. {raw.date.max()}); check data.universe.start and end"
         )
     return rows, {

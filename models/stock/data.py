@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 TASK = "rise"  # the one task: does the stock rise enough within the horizon?
 
 Column = Annotated[str, Field(min_length=1)]
+Limit = float | None | dict[date, float | None]
 
 
 class BarColumns(FrozenModel):
@@ -108,8 +109,9 @@ class Universe(FrozenModel):
             `seed`, which knows nothing of their future; null for all stocks.
         min_history: bars of a stock before one that counts, and so without its first days of listing.
         start, end: bars outside are not read; null for all.
-        limit_up: a bar that closes at its high with a rise of at least this share could not be bought; by prefix of
-            the symbol, `default` for all others, null where there is no limit.
+        limit_up: a bar that closes at its high with a rise of at least this share could not be bought, nor one that
+            opens with it where the entry is the next open; by prefix of the symbol, `default` for all others, null
+            where there is no limit. One that changed is a limit by its first day.
     """
 
     n_stocks: int | None = Field(default=None, ge=2)
@@ -117,7 +119,7 @@ class Universe(FrozenModel):
     min_history: int = Field(default=60, ge=20)
     start: date | None = None
     end: date | None = None
-    limit_up: dict[str, float | None] = Field(default_factory=lambda: {"default": None})
+    limit_up: dict[str, Limit] = Field(default_factory=lambda: {"default": None})
 
     @model_validator(mode="after")
     def _consistent(self) -> Universe:
@@ -125,12 +127,12 @@ class Universe(FrozenModel):
             raise ValueError(f"start: expected a day up to end ({self.end}), got {self.start}")
         if "default" not in self.limit_up:
             raise ValueError("limit_up: expected an entry `default` (null: no limit), got none")
-        wrong = {key: limit for key, limit in self.limit_up.items() if limit is not None and not 0 < limit < 1}
-        if wrong:
-            key, limit = next(iter(wrong.items()))
-            raise ValueError(
-                f"limit_up.{key}: expected a share between 0 and 1 such as 0.10, or null, got {limit:g}"
-            )
+        for key, limit in self.limit_up.items():
+            for share in limit.values() if isinstance(limit, Mapping) else [limit]:
+                if share is not None and not 0 < share < 1:
+                    raise ValueError(
+                        f"limit_up.{key}: expected a share between 0 and 1 such as 0.10, or null, got {share:g}"
+                    )
         return self
 
 

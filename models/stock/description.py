@@ -25,9 +25,9 @@ _WHY = {
     "outside_universe": "stock not drawn (universe.n_stocks)",
     "short_history": "first days of a stock (universe.min_history)",
     "limit_up": "closed at its limit: could not be bought (universe.limit_up)",
-    "label_unknown": "no label: the window is not over, or without a bar",
+    "label_unknown": "no label: the window is not over, or without a bar; no entry at the next open",
     "purged": "the label's window reaches into the next role",
-    "suspended": "suspended day: neither price nor volume",
+    "suspended": "suspended day: no volume, or neither it nor a price",
     "outside_period": "outside universe.start .. end",
 }
 

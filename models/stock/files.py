@@ -64,7 +64,8 @@ def _existing(file: Path, option: str, way_out: str) -> Path:
         near = difflib.get_close_matches(file.name, beside, 3, 0.5) or beside[:5]
         found = f"; {file.parent} has {', '.join(near)}" if near else ""
         raise InputError(
-            f"{file}: expected the file that {option} names, got none{found}; mend {option}, {way_out}"
+            f"{file}: expected the file that {option} names, got none{found}; "
+            f"put it there, mend {option}, {way_out}"
         )
     if file.is_file() and not file.name.endswith(SUFFIXES):
         raise InputError(f"{file}: expected a file ending in {', '.join(SUFFIXES)}, got {file.name!r}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 
 from models.stock.bars import Bars
-from models.stock.data import Label, Universe
+from models.stock.data import Label, Limit, Universe
 from models.stock.rolling import Rolling
 
-LABEL_VERSION = 1  # raise it with any change of a label
+LABEL_VERSION = 2  # raise it with any change of a label
 
 _ROUNDING = 1e-6  # of a return from float32 prices: from 10.00 to 10.40 is a rise of 4 %
 _LIMIT_SLACK = 0.003  # exchanges round the limit's price to a tick
@@ -22,9 +23,9 @@ _AT_HIGH = 1 - 1e-4
 class Outcome:
     """Shape: each [N].
 
-    `label` float32: 1 or 0, NaN where the window is not over or holds no bar. `label_end` int32: the market day
-    t + last, which may lie beyond the last one. `tradable` bool: the bar could be bought and has its history
-    (`Universe`).
+    `label` float32: 1 or 0, NaN where the window is not over or holds no bar, or where there was no entry.
+    `label_end` int32: the market day t + last, which may lie beyond the last one. `tradable` bool: the bar could be
+    bought and has its history (`Universe`).
     """
 
     label: np.ndarray
@@ -35,18 +36,21 @@ class Outcome:
 def outcomes(bars: Bars, label: Label, universe: Universe) -> Outcome:
     """The outcome of every bar, known or not, tradable or not."""
     label_end = (bars.day + label.last).astype(np.int32)
-    entry = bars.close.astype(np.float64) if label.entry == "close" else _next_open(bars)
+    limit = _limits(bars, universe.limit_up)
+    entry = bars.close.astype(np.float64) if label.entry == "close" else _next_open(bars, limit)
     rise = _best_exit(bars, label) / entry - 1
     known = np.isfinite(rise) & (label_end < len(bars.dates))
     risen = np.where(known, rise >= label.min_return - _ROUNDING, np.nan).astype(np.float32)
     enough_history = Rolling(bars.stock).age >= universe.min_history
-    return Outcome(risen, label_end, enough_history & ~_limit_up(bars, universe.limit_up))
+    could_not_be_bought = _at(limit, bars, bars.close) & (bars.close >= bars.high.astype(np.float64) * _AT_HIGH)
+    return Outcome(risen, label_end, enough_history & ~could_not_be_bought)
 
 
-def _next_open(bars: Bars) -> np.ndarray:
-    """[N] the open of the market day after; NaN where the stock has no bar on it."""
+def _next_open(bars: Bars, limit: np.ndarray) -> np.ndarray:
+    """[N] the open of the market day after; NaN where the stock has no bar on it, or opened at its `limit` [N]."""
     price = np.full(len(bars), np.nan)
     follows = (bars.stock[1:] == bars.stock[:-1]) & (bars.day[1:] == bars.day[:-1] + 1)
+    follows &= ~_at(limit, bars, bars.open)[1:]
     price[:-1][follows] = bars.open[1:][follows]
     return price
 
@@ -64,10 +68,21 @@ def _best_exit(bars: Bars, label: Label) -> np.ndarray:
     return best
 
 
-def _limit_up(bars: Bars, limits: Mapping[str, float | None]) -> np.ndarray:
-    """[N] bool: the bar closed at its high, at the limit of its symbol (that of the longest prefix)."""
-    prefixes = sorted(limits.keys() - {"default"}, key=len, reverse=True)
-    of_stock = (next((p for p in prefixes if s.startswith(p)), "default") for s in bars.stocks)
-    limit = np.array([np.inf if limits[p] is None else limits[p] for p in of_stock], dtype=np.float64)
-    close = bars.close.astype(np.float64)
-    return (close / bars.pre_close - 1 >= limit[bars.stock] - _LIMIT_SLACK) & (close >= bars.high * _AT_HIGH)
+def _at(limit: np.ndarray, bars: Bars, price: np.ndarray) -> np.ndarray:
+    """[N] bool: the bar's price is at its limit."""
+    return price.astype(np.float64) / bars.pre_close - 1 >= limit - _LIMIT_SLACK
+
+
+def _limits(bars: Bars, limits: Mapping[str, Limit]) -> np.ndarray:
+    """[N] the rise of each bar at which there are no sellers, infinite without one: that of the longest prefix."""
+    prefixes = [*sorted(limits.keys() - {"default"}, key=len, reverse=True), "default"]
+    of_stock = [next((i for i, p in enumerate(prefixes) if s.startswith(p)), -1) for s in bars.stocks]
+    by_day = np.array([_by_day(limits[p], bars.dates) for p in prefixes])
+    return by_day[np.array(of_stock)[bars.stock], bars.day]
+
+
+def _by_day(limit: Limit, dates: np.ndarray) -> np.ndarray:
+    """[T]"""
+    steps = sorted(limit.items()) if isinstance(limit, Mapping) else [(date.min, limit)]
+    values = np.array([np.inf, *(np.inf if step is None else step for _, step in steps)])
+    return values[np.searchsorted([int(f"{day:%Y%m%d}") for day, _ in steps], dates, side="right")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.prepared import digest, file_hashes
 from models.stock.bars import READER_VERSION
 from models.stock.data import StockData
-from models.stock.features import FEATURES_VERSION
+from models.stock.features import FEATURES_VERSION, names
 from models.stock.files import find_files
 from models.stock.labels import LABEL_VERSION
 from models.stock.preparation import PREPARATION_VERSION
@@ -49,5 +49,5 @@ def find_origin(data: DataSpec) -> Origin:
         for name, file in named.items()
     }
     chosen = options.model_dump(mode="json", exclude=_NO_NUMBER)
-    data_hash = digest({"files": hashes, "versions": VERSIONS, "options": chosen})
+    data_hash = digest({"files": hashes, "versions": VERSIONS, "features": names(), "options": chosen})
     return Origin(data.path, f"daily bars {files.shown().name}", stamps, data_hash)

@@ -19,7 +19,7 @@ FATES = (*ROLES, "outside_universe", "short_history", "limit_up", "label_unknown
 
 
 def fates(bars: Bars, outcome: Outcome, universe: Universe, split: Split) -> np.ndarray:
-    """[N] int8, an index into `FATES`. Raises InputError where a role would begin outside the market days."""
+    """[N] int8, an index into `FATES`."""
     starts = np.array(first_days(bars.dates, split))
     role = np.searchsorted(starts, bars.day, side="right")
     next_start = np.append(starts, np.iinfo(np.int32).max)[role]  # nothing comes after test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from datetime import date
 from itertools import pairwise
 from typing import Any
 
@@ -24,23 +25,28 @@ def naive_outcomes(bars: Bars, label: Label, universe: Universe) -> dict[str, li
         exits = [float(prices[by_day[s, e]]) for e in range(d + label.first, end + 1) if (s, e) in by_day]
         entry = float(bars.close[i])
         if label.entry == "next_open":
-            entry = float(bars.open[by_day[s, d + 1]]) if (s, d + 1) in by_day else NAN
+            after = by_day.get((s, d + 1))
+            entry = NAN if after is None or _rises(bars, after, bars.open, universe) else float(bars.open[after])
         unknown = end >= len(bars.dates) or not exits or math.isnan(entry)
         found["label"].append(NAN if unknown else float(max(exits) / entry >= 1 + label.min_return - 1e-6))
         found["label_end"].append(end)
         earlier = sum(other == s and e < d for other, e in by_day)
-        found["tradable"].append(earlier >= universe.min_history and not _at_limit(bars, i, universe))
+        at_limit = _rises(bars, i, bars.close, universe) and bars.close[i] >= bars.high[i] * 0.9999
+        found["tradable"].append(earlier >= universe.min_history and not at_limit)
     return found
 
 
-def _at_limit(bars: Bars, i: int, universe: Universe) -> bool:
+def _rises(bars: Bars, i: int, price: np.ndarray, universe: Universe) -> bool:
+    """To the limit."""
     symbol = bars.stocks[bars.stock[i]]
     fitting = [p for p in universe.limit_up if p != "default" and symbol.startswith(p)]
     limit = universe.limit_up.get(max(fitting, key=len) if fitting else "default")
+    if isinstance(limit, dict):
+        today = date.fromisoformat(str(bars.dates[bars.day[i]]))
+        limit = ([None] + [limit[first] for first in sorted(limit) if first <= today])[-1]
     if limit is None or math.isnan(bars.pre_close[i]):
         return False
-    rise = float(bars.close[i]) / float(bars.pre_close[i]) - 1
-    return rise >= limit - 0.003 and bars.close[i] >= bars.high[i] * 0.9999
+    return float(price[i]) / float(bars.pre_close[i]) - 1 >= limit - 0.003
 
 
 def naive_features(bars: Bars) -> dict[str, list[float]]:

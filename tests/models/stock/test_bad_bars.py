@@ -144,12 +144,12 @@ def test_missing_files(tmp_path: Path, missing: str, option: str, way_out: str) 
     message = refused(tmp_path, options)
     expected = f"expected the file that {option} names, got none; {tmp_path} has x_{missing}"
     assert message.startswith(f"{tmp_path / missing}: {expected}")
-    assert message.endswith(f"; mend {option}, or {way_out}")
+    assert message.endswith(f"; put it there, mend {option}, or {way_out}")
 
 
 def test_a_missing_file_shows_the_nearest(tmp_path: Path) -> None:
     options = write_files(tmp_path, BARS).model_copy(update={"bars": "dayly.parquet"})
-    assert f"got none; {tmp_path} has daily.parquet; mend data.bars" in refused(tmp_path, options)
+    assert f"got none; {tmp_path} has daily.parquet; put it there, mend data.bars" in refused(tmp_path, options)
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_fewer_than_60_market_days(tmp_path: Path) -> None:
 def test_no_bar_within_the_period(tmp_path: Path) -> None:
     message = refused(tmp_path, write_files(tmp_path, BARS, universe={"start": "2031-01-01"}))
     assert message == (
-        f"{tmp_path / 'daily.parquet'}: expected bars with prices within 20310101 .. {BARS.dates[-1]}, got none "
-        f"(the files' days: 20190102 .. {BARS.dates[-1]}); check data.universe.start and end"
+        f"{tmp_path / 'daily.parquet'}: expected bars with prices and volume within 20310101 .. {BARS.dates[-1]}, "
+        f"got none (the files' days: 20190102 .. {BARS.dates[-1]}); check data.universe.start and end"
     )
 
 

@@ -157,11 +157,13 @@ def test_suspended_days_are_dropped_and_counted(tmp_path: Path) -> None:
     def change(table: pd.DataFrame) -> None:
         table.loc[[5, 6, 20], empty] = np.nan
         table.loc[20, "vol"] = 0.0  # nothing was traded: as good as missing
+        table.loc[21, "vol"] = 0.0  # some repeat the last price on such a day
+        table.loc[22, empty] = 0.0
 
     found = read_changed(tmp_path, change)
-    assert found.facts["suspended"] == 3
+    assert found.facts["suspended"] == 5
     assert found.facts["bars_read"] == len(BARS)
-    kept = np.delete(np.arange(len(BARS)), [5, 6, 20])
+    kept = np.delete(np.arange(len(BARS)), [5, 6, 20, 21, 22])
     np.testing.assert_array_equal(found.close, BARS.close[kept])
     np.testing.assert_array_equal(found.day, BARS.day[kept])  # other stocks have bars on these days
 

@@ -313,6 +313,7 @@ def test_names_of_files_and_folds_change_no_number(data: DataSpec, tmp_path: Pat
         {"universe": {"n_stocks": 5}},
         {"universe": {"start": "2019-02-01"}},
         {"universe": {"limit_up": {"default": 0.2}}},
+        {"universe": {"limit_up": {"default": {"2019-02-01": 0.1}}}},
         {"columns": {"amount": None}},
         {"listing": None},
         {"listing": {"file": "listing.csv", "listed": None}},
@@ -327,6 +328,12 @@ def test_every_other_option_makes_another_dataset(data: DataSpec, sections: dict
 def test_every_version_makes_another_dataset(data: DataSpec, name: str, monkeypatch: Any) -> None:
     before = hash_of(data)
     monkeypatch.setitem(origin.VERSIONS, name, 99)
+    assert hash_of(data) != before
+
+
+def test_another_list_of_features_makes_another_dataset(data: DataSpec, monkeypatch: Any) -> None:
+    before = hash_of(data)
+    monkeypatch.setattr(origin, "names", lambda: features.names()[:-1])
     assert hash_of(data) != before
 
 

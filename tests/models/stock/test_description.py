@@ -64,7 +64,7 @@ def test_tables_hold_the_counts_of_the_prepared_data(data: DataSpec) -> None:
     dropped = {row["why"]: row["bars"] for row in rows_of(described, "rows without a role")}
     in_roles = sum(row["rows"] for row in rows_of(described, "roles"))
     assert sum(dropped.values()) + in_roles == len(BARS)
-    assert dropped["suspended day: neither price nor volume"] == 2
+    assert dropped["suspended day: no volume, or neither it nor a price"] == 2
     told = {row["what"]: row["value"] for row in rows_of(described, "data")}
     assert told["bars"] == len(BARS) - 2
     assert (told["stocks"], told["stocks with rows"], told["industries"]) == (8, 8, 3)

@@ -128,7 +128,7 @@ def _truncate(model: Path) -> None:
         (lambda m: (m / "model.json").write_text("[]"), r"model\.json: expected a model of the trainer stock"),
         (lambda m: edit(m, lambda c: c.update(trainer="gift")), "expected a model of the trainer stock"),
         (lambda m: edit(m, lambda c: c.update(format=2)), "expected model format 1, got 2"),
-        (lambda m: edit(m, lambda c: c["versions"].update(features=999)), "got reader 1, features 999, labels 1"),
+        (lambda m: edit(m, lambda c: c["versions"].update(features=999)), r"got reader .*, features 999, labels"),
         (lambda m: edit(m, lambda c: c.update(versions=3)), "expected a model of the rules .*, got 3"),
         (lambda m: edit(m, lambda c: c.pop("config")), r"expected a whole exported model.*\('config'\)"),
         (lambda m: edit(m, lambda c: c.update(data=None)), "expected a whole exported model, got a damaged one"),

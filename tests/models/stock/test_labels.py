@@ -16,6 +16,7 @@ from tests.models.stock.market import calendar, random_bars
 from tests.models.stock.naive import naive_outcomes
 
 FREE = Universe(min_history=20)
+LIMITS = {"default": 0.1, "600007": None, "600014": {"2019-01-09": 0.1, "2019-01-30": 0.2}}
 
 
 def one_stock(close: list[float], days: list[int] | None = None, n_days: int | None = None, **columns) -> Bars:
@@ -131,6 +132,26 @@ def test_a_bar_closed_at_its_limit_could_not_be_bought(symbol, close, high, boug
     assert outcomes(bars, Label(), Universe(min_history=20, limit_up=limits)).tradable[20] == bought
 
 
+def test_a_limit_may_change_on_a_day():
+    """0.10 became 0.20 on day 22; there was none before day 21."""
+    close = [10.0 * 1.1**i for i in range(24)]
+    first, then = (f"{day[:4]}-{day[4:6]}-{day[6:]}" for day in calendar(24)[[21, 22]].astype(str))
+    universe = Universe(min_history=20, limit_up={"default": {then: 0.20, first: 0.10}})
+    assert outcomes(one_stock(close), Label(), universe).tradable[20:].tolist() == [True, False, True, True]
+
+
+def test_an_open_at_the_limit_is_no_entry():
+    close = [10.0] * 21 + [11.0, 11, 12, 12, 12, 12, 12, 12]
+    universe = Universe(min_history=20, limit_up={"default": 0.10})
+    label = Label(entry="next_open")
+    at_limit = one_stock(close, open=[*close[:21], 11.0, *close[22:]])
+    assert np.isnan(outcomes(at_limit, label, universe).label[20])
+    assert outcomes(at_limit, label, FREE).label[20] == 1
+    assert outcomes(at_limit, Label(), universe).label[20] == 1  # the close of day 20 could be paid
+    below = one_stock(close, open=[*close[:21], 10.9, *close[22:]])
+    assert outcomes(below, label, universe).label[20] == 1
+
+
 def test_no_limit_by_default():
     assert outcomes(one_stock([10.0] * 20 + [30.0]), Label(), Universe(min_history=20)).tradable[20]
 
@@ -158,7 +179,7 @@ def definitions(draw) -> Label:
 @given(definitions(), st.integers(0, 10**6), st.integers(2, 40), st.sampled_from([0.0, 0.05, 0.2]))
 def test_equal_to_a_plain_loop(label, seed, n_days, suspended):
     bars = random_bars(n_stocks=4, n_days=n_days, seed=seed, suspended=suspended, late=0.5, limit_up=0.1)
-    universe = Universe(min_history=20, limit_up={"default": 0.1, "600007": None})
+    universe = Universe(min_history=20, limit_up=LIMITS)
     found, plain = outcomes(bars, label, universe), naive_outcomes(bars, label, universe)
     assert found.label.dtype == np.float32
     assert found.label_end.dtype == np.int32

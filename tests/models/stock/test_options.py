@@ -34,6 +34,7 @@ from models.stock.data import BarColumns, Split, StockData, Universe
         ("universe", {"limit_up": {"688": 0.2}}, "limit_up: expected an entry `default` (null: no"),
         ("universe", {"limit_up": {"default": 10}}, "limit_up.default: expected a share between 0 and 1"),
         ("universe", {"limit_up": {"default": None, "3": 0.0}}, "limit_up.3: expected a share between 0 and 1"),
+        ("universe", {"limit_up": {"default": {"2020-08-24": 2}}}, "limit_up.default: expected a share between"),
         ("universe", {"start": "2020-01-02", "end": "2020-01-01"},
          "start: expected a day up to end (2020-01-01), got 2020-01-02"),
         ("universe", {"n_stocks": 1}, "universe.n_stocks"),
