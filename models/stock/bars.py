@@ -68,7 +68,8 @@ def read(folder: Path, options: StockData) -> Bars:
 
     Raises:
         InputError: a file or column that is missing; a value that cannot be one; two bars of one stock and day; an
-            index that lacks a market day; one stock only, or fewer than 60 market days.
+            index that lacks a market day, or bars that lack a day of the index; one stock only, or fewer than 60
+            market days.
     """
     files = find_files(folder, options)
     raw = read_bars(files.bars, options.columns)
@@ -210,14 +211,25 @@ def _market(files: BarFiles, options: StockData, dates: np.ndarray) -> tuple[np.
     if files.index is None or options.index is None:
         return None, 0
     days, close, unsorted = read_index(files.index, options.index)
+    period = f"{dates[0]} .. {dates[-1]}"
     absent = dates[~np.isin(dates, days)]
     if len(absent):
         raise InputError(
-            f"{files.index}: expected every market day of {dates[0]} .. {dates[-1]}, got none for {absent[0]}"
-            f"{f' and {len(absent) - 1} more' if len(absent) > 1 else ''}; give an index that covers them, set "
-            "data.universe.start and end, or leave data.index out: the mean of all stocks is the market then"
+            f"{files.index}: expected every market day of {period}, got none for {_some(absent)}; give an index "
+            "that covers them, set data.universe.start and end, or leave data.index out: the mean of all stocks is "
+            "the market then"
+        )
+    gap = days[(dates[0] < days) & (days < dates[-1]) & ~np.isin(days, dates)]
+    if len(gap):
+        raise InputError(
+            f"{files.shown()}: expected bars on every day of the index within {period}, got none on {_some(gap)}; "
+            f"complete them, or drop days that were none of the market from {files.index.name}"
         )
     return close[np.searchsorted(days, dates)], unsorted
+
+
+def _some(days: np.ndarray) -> str:
+    return f"{days[0]}{f' and {len(days) - 1} more' if len(days) > 1 else ''}"
 
 
 def _listing(

@@ -233,6 +233,16 @@ def test_an_index_with_faults(tmp_path: Path, index: pd.DataFrame, expected: str
     assert refused(tmp_path, options).startswith(f"{file}{expected.format(file=file)}")
 
 
+@pytest.mark.parametrize(("days", "got"), [([7], ""), ([7, 8, 40], " and 2 more")])
+def test_bars_with_a_gap(tmp_path: Path, days: list[int], got: str) -> None:
+    options = write_files(tmp_path, BARS, table=changed_table(lambda t: t[~t["trade_date"].isin(BARS.dates[days])]))
+    assert refused(tmp_path, options) == (
+        f"{tmp_path / 'daily.parquet'}: expected bars on every day of the index within 20190102 .. "
+        f"{BARS.dates[-1]}, got none on {BARS.dates[7]}{got}; complete them, or drop days that were none of the "
+        "market from index.csv"
+    )
+
+
 def test_a_listing_with_faults(tmp_path: Path) -> None:
     options = write_files(tmp_path, BARS)
     file = tmp_path / "listing.csv"
