@@ -18,6 +18,7 @@ from models.trainer import ROLES, DataSpec, InputError, Role
 
 N_RECOMPUTED = 200
 RECENT_DAYS = 20
+JUMP, FEW_JUMPS = 0.005, 0.001  # of a price; of the bars: a dividend or split a stock and year is four times that
 FEW_ENDED = 0.01  # of the stocks: exchanges delist more than that within years
 _SWING = ("min", "median", "max")
 
@@ -58,6 +59,7 @@ def describe(data: DataSpec, seed: int = 0) -> dict[str, Any]:
             _order_check(parts, dates, options.split.embargo),
             _labels_check(parts, bars, options.label, generator),
             _past_check(parts, bars, generator),
+            _adjusted_check(bars),
             _survivors_check(bars),
         ],
     }
@@ -196,6 +198,16 @@ def _until(bars: Bars, day: int) -> Bars:
     market = None if bars.market_close is None else bars.market_close[: day + 1]
     columns = {name: getattr(bars, name)[kept] for name in names}
     return replace(bars, dates=bars.dates[: day + 1], market_close=market, **columns)
+
+
+def _adjusted_check(bars: Bars) -> dict[str, Any]:
+    """Raw prices fall where a dividend or split goes off, and with them the close that the day's change refers to."""
+    follows = bars.stock[1:] == bars.stock[:-1]
+    n_jumps = int((np.abs(bars.pre_close[1:] / bars.close[:-1] - 1)[follows] > JUMP).sum())
+    ok = n_jumps <= FEW_JUMPS * follows.sum()
+    detail = f"{n_jumps} of {follows.sum()} bars refer to another close than that of the bar before"
+    way_out = "; give adjusted prices, name them in columns.adjusted_close, or set columns.pre_close: null"
+    return _check("prices are adjusted", ok, detail if ok else detail + way_out)
 
 
 def _survivors_check(bars: Bars) -> dict[str, Any]:

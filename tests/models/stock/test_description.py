@@ -46,6 +46,7 @@ LABELS = "labels equal a second look at the prices"
 PAST = "features know nothing of the days after"
 ORDER = "labels end before the next role begins"
 USABLE = "every role has rows, positives and negatives"
+ADJUSTED = "prices are adjusted"
 ENDED = "delisted stocks are there"
 
 
@@ -79,7 +80,7 @@ def test_tables_hold_the_counts_of_the_prepared_data(data: DataSpec) -> None:
 def test_good_data_pass_every_check(data: DataSpec) -> None:
     checks = describe(data)["checks"]
     assert {check["name"]: check["ok"] for check in checks} == dict.fromkeys(
-        (USABLE, ORDER, LABELS, PAST, ENDED), True
+        (USABLE, ORDER, LABELS, PAST, ADJUSTED, ENDED), True
     )
     details = {check["name"]: check["detail"] for check in checks}
     assert details[ORDER] == "market days between them: train .. valid 0, valid .. calibrate 0, calibrate .. test 0"
@@ -153,6 +154,18 @@ def test_a_feature_that_knows_the_future_is_found(data: DataSpec, tmp_path: Path
     assert not found["ok"]
     assert found["detail"].startswith("train: momentum_5 on ")
     assert all("momentum_5" in fault for fault in found["detail"].split("; "))
+
+
+def test_raw_prices_are_found(tmp_path: Path) -> None:
+    """A dividend of 2 % a stock, which lowers the reference of its day."""
+    table = frame(BARS)
+    paid = BARS.dates[BARS.day] < 20190601
+    table.loc[paid, ["open", "high", "low", "close", "pre_close"]] *= 1.02
+    found = check_of(describe(spec(tmp_path / "raw", write_files(tmp_path / "raw", BARS, table=table))), ADJUSTED)
+    assert not found["ok"]
+    assert found["detail"].startswith(
+        f"8 of {len(BARS) - 8} bars refer to another close than that of the bar before; "
+    )
 
 
 def test_survivors_alone_are_warned_of(data: DataSpec, tmp_path: Path) -> None:
