@@ -110,8 +110,8 @@ def progress_panel(summary: StudySummary, eta_s: float | None) -> Group:
 def _workers_at_work(summary: StudySummary) -> Iterator[tuple[str, str]]:
     devices = {worker.id: worker.device for worker in summary.workers}
     for worker_id, trial in summary.held.items():
-        epoch = "starting" if trial.last_step is None else f"epoch {trial.last_step}"
-        yield devices.get(worker_id, "?"), f"trial {trial.number} {trial.arm} {epoch}"
+        step = "starting" if trial.last_step is None else f"step {trial.last_step}"
+        yield devices.get(worker_id, "?"), f"trial {trial.number} {trial.arm} {step}"
 
 
 def counts_text(summary: StudySummary) -> str:
@@ -195,7 +195,7 @@ def _chosen_lines(summary: StudySummary) -> list[str]:
         return []
     word = "best" if summary.best is not None else "nearest (infeasible)"
     lines = [
-        f"{word}: trial {chosen.number} (arm {chosen.arm}, epoch {chosen.step}): "
+        f"{word}: trial {chosen.number} (arm {chosen.arm}, step {chosen.step}): "
         f"{summary.spec.objective.metric} {_value(chosen)}"
     ]
     if summary.gain_over_default is not None:
@@ -221,7 +221,7 @@ def best_lines(summary: StudySummary, runs: Path) -> str:
     lines.append(f"model: {_model_text(summary, chosen, runs)}")
     lines.append("config:")
     lines += [f"  {path}: {_short(value)}" for path, value in leaves(chosen.config or {}).items()]
-    lines.append(f"metrics at epoch {chosen.step}:")
+    lines.append(f"metrics at step {chosen.step}:")
     lines += [f"  {name}: {number(value)}" for name, value in sorted(chosen.metrics.items())]
     return "\n".join(lines)
 
@@ -231,7 +231,7 @@ def _model_text(summary: StudySummary, trial: TrialSummary, runs: Path) -> str:
         return "no checkpoint"
     path = runs / summary.name / trial.checkpoint
     where = "" if path.exists() else " (on the worker's machine, or in the artifact store)"
-    return f"{path}{where}, best weights: those of epoch {trial.step}"
+    return f"{path}{where}, best weights: those of step {trial.step}"
 
 
 def best_json(summary: StudySummary, runs: Path) -> dict[str, Any]:
@@ -274,14 +274,14 @@ def study_tables(summary: StudySummary) -> Iterator[str | Table]:
 
 
 def trials_table(summary: StudySummary) -> Table:
-    columns = ["trial", "arm", "state", summary.spec.objective.metric, "±", "epoch", "violation", "precision ≥"]
+    columns = ["trial", "arm", "state", summary.spec.objective.metric, "±", "step", "violation", "precision ≥"]
     columns += ["recall", "attempts", "device", "time", "failure"]
     rows = []
     for t in summary.trials:
-        epoch = t.step if t.step is not None else t.last_step
+        step = t.step if t.step is not None else t.last_step
         mark = " *" if summary.chosen is not None and t.number == summary.chosen.number else ""
         rows.append(
-            [f"{t.number}{mark}", t.arm, t.state, t.value, t.value_se, epoch, t.violation, t.precision_bound,
+            [f"{t.number}{mark}", t.arm, t.state, t.value, t.value_se, step, t.violation, t.precision_bound,
              t.recall, t.attempts, ",".join(t.devices), duration(t.elapsed_s), t.failure or ""]
         )  # fmt: skip
     return table(f"trials (* {'best' if summary.best else 'nearest'})", columns, rows)
@@ -296,7 +296,7 @@ def workers_table(summary: StudySummary) -> Table:
         elif not is_alive(worker):
             doing = "gone" + (f" (held trial {trial.number}; the next run goes on with it)" if trial else "")
         else:
-            doing = "idle" if trial is None else f"trial {trial.number}, epoch {trial.last_step}"
+            doing = "idle" if trial is None else f"trial {trial.number}, step {trial.last_step}"
         host, pid = worker.identity.host, worker.identity.pid
         rows.append([worker.id, worker.device, host, pid, clock(worker.started_at), doing])
     return table("workers", ["worker", "device", "host", "pid", "started", "doing"], rows)

@@ -221,6 +221,6 @@ def pruning(summary: StudySummary) -> Figure | Missing:
         )
         for state in states
     ]  # fmt: skip
-    steps = Curves("Epochs trained", "Trial", "Epochs", curves)
-    caption = f"{len(ran)} ended trials by arm, and the epochs that each was trained (its newest checkpoint)."
+    steps = Curves("Steps trained", "Trial", "Steps", curves)
+    caption = f"{len(ran)} ended trials by arm, and the steps that each was trained (its newest checkpoint)."
     return Figure(key, title, caption, findings.on_pruning(summary), [ends, steps])

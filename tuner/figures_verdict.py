@@ -164,7 +164,7 @@ def top_k(document: Mapping[str, Any]) -> Figure:
 
 
 def training(document: Mapping[str, Any]) -> Figure | Missing:
-    """Losses task by task and the judged metric on valid, over the epochs of each arm's best seed."""
+    """Losses task by task and the judged metric on valid, over the steps of each arm's best seed."""
     key, title = "training_curves", f"Training of the best seed of every arm ({document['study']})"
     curves, colours = document["training"], arm_colours(document["arms"])
     if not any(curve["steps"] for curve in curves.values()):
@@ -179,17 +179,17 @@ def training(document: Mapping[str, Any]) -> Figure | Missing:
         ]
 
     panels: list[Panel] = [
-        Curves(f"Training loss: {task}", "Epoch", "Loss", lines(lambda curve, task=task: curve["loss"].get(task)))
+        Curves(f"Training loss: {task}", "Step", "Loss", lines(lambda curve, task=task: curve["loss"].get(task)))
         for task in tasks
     ]
     valid, label = lines(lambda curve: value_on_valid(document, curve)), label_of(document)
     if valid:
-        panels.append(Curves(f"{document['task']} on valid", "Epoch", f"{label} (valid)", valid))
+        panels.append(Curves(f"{document['task']} on valid", "Step", f"{label} (valid)", valid))
     whose = f"of the seed of each arm with the highest {label} on valid (n = {len(curves)} fits)"
-    caption = f"{label} on valid after every epoch, {whose}."
+    caption = f"{label} on valid after every step, {whose}."
     if tasks:
         caption = (
-            f"Mean training loss per task and epoch, unweighted, {whose}. Fits of one task have the same unit of "
+            f"Mean training loss per task and step, unweighted, {whose}. Fits of one task have the same unit of "
             "loss only where their loss function is the same."
         )
     return Figure(key, title, caption, findings.on_training(document), panels)
@@ -206,7 +206,7 @@ def gradients(document: Mapping[str, Any]) -> Figure | Missing:
     )  # fmt: skip
     caption = (
         f"Mean cosine between the tasks' gradients with respect to the last shared layer, before weighting, over "
-        f"all epochs of the fits of {cosine['arm']}."
+        f"all steps of the fits of {cosine['arm']}."
     )
     return Figure(key, title, caption, findings.on_gradients(document), [panel])
 
@@ -227,10 +227,13 @@ def importance(document: Mapping[str, Any]) -> Figure | Missing:
             more = f" (the {len(shown)} largest of {len(parts)})" if len(parts) > len(shown) else ""
             colour = AFTER if label.startswith("Group") else ARM_COLOURS[2]
             panels.append(_drops(shown, name + more, label, label_of(document), colour))
+    left_out = [
+        *(["when a group of features is replaced by its mean, or unknown"] if found["groups"] else []),
+        *(["when one shared unit is set to its mean"] if found["units"] else []),
+    ]
     caption = (
-        f"Drop of the {label_of(document)} on {found['role']} when a group of features is replaced by its mean, or "
-        f"unknown, and when one shared unit is set to its mean; {found['arm']}, mean and standard deviation over "
-        f"{findings.counted(n_seeds, 'seed')}."
+        f"Drop of the {label_of(document)} on {found['role']} {', and '.join(left_out)}; {found['arm']}, mean and "
+        f"standard deviation over {findings.counted(n_seeds, 'seed')}."
     )
     return Figure(key, title, caption, findings.on_importance(document), panels)
 

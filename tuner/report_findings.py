@@ -158,7 +158,7 @@ def on_training(document: Mapping[str, Any]) -> list[str]:
         step, best = max(valid, key=lambda point: point[1])
         lost = best - valid[-1][1]
         after = f" and has lost {figure(lost)} by its last" if lost > 0 else ", its last"
-        sentences.append(f"{arm} is best at epoch {step} of 0 to {curve['steps'][-1]} ({figure(best)}){after}.")
+        sentences.append(f"{arm} is best at step {step} of 0 to {curve['steps'][-1]} ({figure(best)}){after}.")
     rising = sorted(
         f"{task} in {arm}"
         for arm, curve in document["training"].items()

@@ -142,7 +142,7 @@ def make_page(document: Mapping[str, Any], summary: StudySummary) -> Page:
 def _tiles(document: Mapping[str, Any]) -> Iterator[Tile]:
     verdict, n_test = document["verdict"], document["looks"].get("test", {})
     if verdict is not None:
-        gain, between = ends(verdict["relative"], signed=True, share=True)
+        gain, between = text.deciding_gain(verdict)
         yield Tile(f"Gain in {label_of(document)}", gain, f"{between}, {percent(document['confidence'])} interval")
         for arm in (verdict["arm"], verdict["against"]):
             yield _judged_tile(document, arm)
@@ -322,7 +322,7 @@ def _leak(document: Mapping[str, Any]) -> Iterator[Block]:
     yield Paragraph(
         f"The best single feature, {leak['features'][0][0]}, reaches a PR-AUC of {figure(leak['best'])} on valid"
         + (f"; the nominee, with all of them, {figure(whole)}." if whole is not None else ".")
-        + " A feature that alone comes near the whole model may know the answer."
+        + " A feature that alone comes near the whole model may know the answer, or the others add little to it."
     )
     rows = [[str(name), figure(value)] for name, value in leak["features"]]
     yield Table(["Feature", "PR-AUC alone (valid)"], rows, f"The {len(rows)} best single features.", folded=True)
@@ -408,8 +408,8 @@ def _fits(document: Mapping[str, Any]) -> Iterator[Block]:
         "Fit",
         "Seed",
         "State",
-        "Best epoch",
-        "Epochs",
+        "Best step",
+        "Steps",
         "Time",
         f"{label_of(document)} (valid)",
         "Feasible",

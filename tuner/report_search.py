@@ -82,8 +82,8 @@ def on_pruning(summary: StudySummary) -> list[str]:
     whole = sum(complete) + sum(pruned) + max(0.0, saved)
     return [
         ended,
-        f"A pruned trial was trained for {mean_pruned:.1f} epochs, a complete one for {mean:.1f}: had the pruned "
-        f"ones gone on as long, the search would have cost {max(0.0, saved):.0f} epochs more "
+        f"A pruned trial was trained for {mean_pruned:.1f} steps, a complete one for {mean:.1f}: had the pruned "
+        f"ones gone on as long, the search would have cost {max(0.0, saved):.0f} steps more "
         f"({100 * max(0.0, saved) / whole:.0f} % "
         "of that).",
     ]

@@ -39,6 +39,12 @@ def asked(verdict: Mapping[str, Any]) -> str:
     )
 
 
+def deciding_gain(verdict: Mapping[str, Any]) -> tuple[str, str]:
+    """The gain and the ends of its interval, in the reading that decides."""
+    relative = verdict["reading"] == "relative"
+    return ends(verdict["relative" if relative else "difference"], signed=True, share=relative)
+
+
 def conclusion(document: Mapping[str, Any]) -> str:
     """One sentence with the key numbers."""
     where = "On simulated data, " if document["data"].get("simulated") else ""
@@ -57,7 +63,7 @@ def _answer(document: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     }[verdict["outcome"]]
     ours, theirs = judged(document, arm), judged(document, against)
     values = f"{label_of(document)} {ends(ours)[0]} against {ends(theirs)[0]} of {against}"
-    gain, between = ends(verdict["relative"], signed=True, share=True)
+    gain, between = deciding_gain(verdict)
     return (
         f"{start}: {values}, {gain} ({percent(document['confidence'])} interval {between}), where {asked(verdict)} "
         "was asked for"
@@ -151,7 +157,7 @@ def _on_arms(document: Mapping[str, Any]) -> Iterator[str]:
     verdict = document["verdict"]
     if verdict is None:
         return
-    low, _, high = ends(verdict["relative"], signed=True, share=True)[1].partition(" to ")
+    low, _, high = deciding_gain(verdict)[1].partition(" to ")
     yield {
         "helps": f"Train as {verdict['arm']}: the gain over {verdict['against']} is at least {low}.",
         "does not": f"Stay with {verdict['against']}: {verdict['arm']} gains at most {high}, less than "
@@ -258,5 +264,5 @@ def _on_leak(document: Mapping[str, Any]) -> Iterator[str]:
     if best is not None and whole and best >= SUSPICIOUS_SHARE * whole:
         yield (
             f"Look at {name} before anything else: alone it reaches a PR-AUC of {figure(best)} on valid, the whole "
-            f"model {figure(whole)}; it may know the answer."
+            f"model {figure(whole)}; it may know the answer, or the others add little to it."
         )

@@ -269,11 +269,33 @@ def problems_of(error: ValidationError, model: type[BaseModel], tree: Any, prefi
         parts = _data_path(detail["loc"], tree)
         path = ".".join([*([prefix] if prefix else []), *parts])
         message = _message(detail, model, parts)
+        if (
+            detail["type"] == "extra_forbidden"
+            and len(parts) == 1
+            and (place := _only_place(parts[0], model, tree))
+        ):
+            message = f"{message.partition('; did you mean')[0]}; did you mean {_join(prefix, place)!r}?"
         if detail["type"] == "value_error":
             found.extend(_spread(path, message, _fields_at(model, parts)))
         else:
             found.append(Problem(path, message))
     return found
+
+
+def _only_place(key: str, model: type[BaseModel], tree: Any) -> str | None:
+    """The dotted place below a section of `tree` where `key` belongs, if there is one alone."""
+
+    def below(path: str, part: Any) -> Iterator[str]:
+        if isinstance(part, Mapping):
+            for name, value in part.items():
+                if name == key:
+                    yield _join(path, name)
+                yield from below(_join(path, str(name)), value)
+
+    places = {f"{section}.{key}" for section in model.model_fields if key in _fields_at(model, [section])}
+    for section in set(tree if isinstance(tree, Mapping) else ()) - {key, "arms", "space"}:
+        places |= set(below(section, tree[section]))
+    return places.pop() if len(places) == 1 else None
 
 
 def _spread(path: str, message: str, fields: set[str]) -> list[Problem]:

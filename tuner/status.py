@@ -218,7 +218,7 @@ _STUDY_COLUMNS = {
 }  # fmt: skip
 _WORKER_COLUMNS = {
     "worker": 1, "host": 0, "pid": 3, "device": 0, "lease age": 0, "study": 0, "trial": 0, "attempt": 5, "arm": 4,
-    "epoch": 0, "measured": 2,
+    "step": 0, "measured": 2,
 }  # fmt: skip
 
 _LONG = ("study", "host")
@@ -245,7 +245,7 @@ def _worker_cells(worker: WorkerStatus, now: float) -> dict[str, Any]:
         return {**cells, "study": "idle"}
     return {
         **cells, "study": holding.study_name, "trial": holding.number, "attempt": holding.attempt,
-        "arm": holding.arm, "epoch": holding.step, "measured": _ago(holding.measured_at, now),
+        "arm": holding.arm, "step": holding.step, "measured": _ago(holding.measured_at, now),
     }  # fmt: skip
 
 

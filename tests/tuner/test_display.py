@@ -69,7 +69,7 @@ def test_a_line_says_all(done: StudySummary) -> None:
     assert best is not None
     assert line.startswith(f"5/6 trials ({done.counts['complete'] - 1} complete, {done.counts['pruned']} pruned, ")
     assert f"best valid/toy/pr_auc {best.value:.4g} ± 0.01 (trial {best.number}, {best.arm})" in line
-    assert f"cuda:1: trial 5 {done.trials[5].arm} epoch 3" in line
+    assert f"cuda:1: trial 5 {done.trials[5].arm} step 3" in line
     assert line.endswith("ETA 90 s")
     assert "\n" not in line
 
@@ -122,7 +122,7 @@ def test_on_a_terminal_a_panel_with_log_lines_above(done: StudySummary) -> None:
     text = printed(console)
     assert "5/6" in text
     assert "trial 5" in text
-    assert "epoch 3" in text
+    assert "step 3" in text
     assert "database away" in text
 
 
@@ -225,7 +225,7 @@ def test_workers_say_what_they_do(done: StudySummary) -> None:
         WorkerRow(82, alive, "cpu", 0.0, 1.0, 1.0),
     ]
     lines = drawn(display.workers_table(replace(running(done), workers=rows))).splitlines()[2:]
-    said = ["trial 5, epoch 3", "idle", "gone", "idle", "gone", "ended"]
+    said = ["trial 5, step 3", "idle", "gone", "idle", "gone", "ended"]
     assert all(word in line for word, line in zip(said, lines, strict=True))
 
 

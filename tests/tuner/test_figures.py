@@ -149,13 +149,32 @@ def test_figures_of_a_document_by_roc_auc_are_of_roc_auc() -> None:
 def test_a_caption_of_training_speaks_of_losses_only_where_there_are_some() -> None:
     document = roc_document(feasible=True)
     n = len(document["training"])
-    assert drawn(document)["training_curves"].caption.startswith("Mean training loss per task and epoch")
+    assert drawn(document)["training_curves"].caption.startswith("Mean training loss per task and step")
     for curve in document["training"].values():
         curve["loss"] = {}
     assert drawn(document)["training_curves"].caption == (
-        "ROC-AUC on valid after every epoch, of the seed of each arm with the highest ROC-AUC on valid "
+        "ROC-AUC on valid after every step, of the seed of each arm with the highest ROC-AUC on valid "
         f"(n = {n} fits)."
     )
+
+
+def test_a_caption_of_importance_speaks_of_units_only_where_there_are_some() -> None:
+    document = mvp13_document()
+    assert "and when one shared unit is set to its mean; " in drawn(document)["shared_repr_analysis"].caption
+    document["importance"]["units"] = []
+    caption = drawn(document)["shared_repr_analysis"].caption
+    assert "is replaced by its mean, or unknown; multi_task_all, mean and standard deviation" in caption
+    document["importance"] |= {"groups": [], "units": mvp13_document()["importance"]["units"]}
+    caption = drawn(document)["shared_repr_analysis"].caption
+    assert caption.startswith("Drop of the PR-AUC on valid when one shared unit is set to its mean; ")
+
+
+def test_the_steps_of_training_are_called_steps() -> None:
+    """A step is an epoch of one trainer and a block of trees of another."""
+    figures = [*drawn(mvp13_document()).values(), *search_figures(search_summary("mvp13"))]
+    told = repr([figure for figure in figures if isinstance(figure, Figure)]).lower()
+    assert "epoch" not in told
+    assert "best at step" in told
 
 
 def test_without_money_only_positives_are_counted_at_the_top() -> None:

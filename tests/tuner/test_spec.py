@@ -871,6 +871,29 @@ def test_faults_of_the_options_of_the_sketch(small: Path, old: str, new: str, ex
     assert fault.startswith("configs/sketch.yaml" + expected)
 
 
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("n_stocks=40", "data.universe.n_stocks"), ("metric=pr_auc", "objective.metric"),
+        ("min_return=0.02", "data.label.min_return"), ("tree_method=hist", "config.booster.tree_method"),
+        ("target_precision=0.3", "decision.target_precision"),
+    ],
+)  # fmt: skip
+def test_an_option_outside_its_section_is_told_its_place(small: Path, option: str, place: str):
+    (small.parent / "sketch.yaml").write_text(SKETCH)
+    with pytest.raises(SpecError) as raised:
+        load_spec("sketch", [option])
+    key = option.partition("=")[0]
+    (fault,) = raised.value.problems
+    assert fault.startswith(f"--set {key}: unknown key: expected one of ")
+    assert fault.endswith(f", got {key!r}; did you mean {place!r}?")
+
+
+def test_of_an_option_with_many_places_none_is_named(small: Path):
+    (fault,) = faults("small", ["weight=1"])
+    assert "did you mean" not in fault
+
+
 # -- small things -------------------------------------------------------------------------------------------
 
 

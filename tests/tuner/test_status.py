@@ -199,7 +199,7 @@ def test_what_matters_fits_every_terminal(service: ServiceStatus, width: int) ->
     assert "trials" in studies.splitlines()[4]
     assert "2/10" in studies
     headers = workers_shown.splitlines()[0].split()
-    assert headers[-2:] == ["trial", "epoch"] or "measured" in headers
+    assert headers[-2:] == ["trial", "step"] or "measured" in headers
     assert {"host", "device", "lease", "age", "study"} <= set(headers)
     assert "cuda:…" not in text
     assert "cpu" in workers_shown
