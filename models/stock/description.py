@@ -201,7 +201,7 @@ def _until(bars: Bars, day: int) -> Bars:
 
 
 def _adjusted_check(bars: Bars) -> dict[str, Any]:
-    """Raw prices fall where a dividend or split goes off, and with them the close that the day's change refers to."""
+    """Raw prices fall where a dividend or split goes off, and with them the close that the change refers to."""
     follows = bars.stock[1:] == bars.stock[:-1]
     n_jumps = int((np.abs(bars.pre_close[1:] / bars.close[:-1] - 1)[follows] > JUMP).sum())
     ok = n_jumps <= FEW_JUMPS * follows.sum()

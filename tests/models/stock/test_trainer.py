@@ -189,6 +189,13 @@ def test_it_ends_when_patience_does(data, tmp_path, patience, n_waited):
     assert fitted(tmp_path, data, config, objective=objective)[0].step == n_waited  # it has ended, and stays so
 
 
+def test_a_step_that_is_as_good_is_not_better(data, tmp_path):
+    """No split is worth its gamma, so every step predicts the same."""
+    config = planted.config(booster={"gamma": 1e9}, training={"max_rounds": 100, "patience": 10})
+    assert len(fitted(tmp_path, data, config)) == 3
+    assert checkpoints.load(newest(tmp_path)).best_step == 0
+
+
 def test_prediction_is_of_the_best_step(data, tmp_path):
     objective = Objective(metric="train/rounds", direction="minimize")
     config = planted.config(training={"patience": 10})
