@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.trainer import DataSpec, InputError, Manifest
+from models.trainer import SEARCH_ROLES, DataSpec, InputError, Manifest
 from storage.database import Database, StorageError
 from storage.runs import Store
 from tuner.catalog import check_database
@@ -69,9 +69,9 @@ def _finding(what: str, look: Callable[[], str]) -> Finding:
 
 def _manifest(trainer: Any, data: DataSpec) -> Manifest:
     if data.cache.is_dir():
-        return trainer.load(data, frozenset()).manifest
+        return trainer.load(data, SEARCH_ROLES).manifest
     with tempfile.TemporaryDirectory(prefix="tuner-check-") as folder:
-        return trainer.load(replace(data, cache=Path(folder)), frozenset()).manifest
+        return trainer.load(replace(data, cache=Path(folder)), SEARCH_ROLES).manifest
 
 
 def _database(options: RunOptions, spec: Spec | None, manifest: Manifest | None) -> str:

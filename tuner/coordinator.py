@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import models
-from models.trainer import DataSpec, InputError, Manifest
+from models.trainer import SEARCH_ROLES, DataSpec, InputError, Manifest
 from storage.artifacts import open_artifacts
 from storage.database import Database, DatabaseUnavailable
 from storage.leases import GRACE_S, RENEW_EVERY_S
@@ -144,7 +144,8 @@ def prepare(options: RunOptions) -> tuple[Spec, Manifest, Database]:
     database = Database(options.storage)
     try:
         check_database(database)  # before data are prepared, which may take long
-        return spec, trainer.load(data_spec(spec, trainer, options), frozenset()).manifest, database
+        # with the roles of the search, so that a role of no use is refused before there is a study
+        return spec, trainer.load(data_spec(spec, trainer, options), SEARCH_ROLES).manifest, database
     except BaseException:
         database.close()
         raise

@@ -16,9 +16,11 @@ from pathlib import Path
 import click
 import pytest
 
+from models.trainer import DataSpec, InputError, Role
 from storage.database import Database
 from storage.leases import ProcessIdentity
 from storage.runs import Store
+from tests.toy import ToyDataset, ToyTrainer
 from tests.tuner.toy_study import ROOT, files_below, make_study, url, write_spec
 from tuner.cli import cli, main
 from tuner.coordinator import RunOptions
@@ -575,6 +577,27 @@ def test_check_tells_a_resume_that_would_be_refused(tuner: Tuner, worked: Path) 
     code, _, err = tuner(worked, "check", "--study", "toy", "--seed", "7")
     assert code == 2
     assert "study 'toy' exists and differs: seed: 42 -> 7" in err
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_role_of_no_use_is_told_before_there_is_a_study(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    whole = ToyTrainer.load
+
+    def load(self: ToyTrainer, data: DataSpec, roles: frozenset[Role]) -> ToyDataset:
+        assert roles == {"train", "valid"}, "what is kept back stays closed"
+        if "valid" in roles:
+            raise InputError("data.split: expected rows of both labels in role valid, got no row; give more data")
+        return whole(self, data, roles)
+
+    monkeypatch.setattr("tests.toy.ToyTrainer.load", load)
+    write_spec(tmp_path)
+    code, _, err = tuner(tmp_path, command, "--study", "toy")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "expected rows of both labels in role valid" in line
+    assert not (tmp_path / "runs" / "tuner.db").exists()
 
 
 # --- data ----------------------------------------------------------------------------------------------------
