@@ -34,7 +34,6 @@ class Bars:
             before; NaN at a first bar without.
         amount: [N] float32, NaN where the files have none.
         industry: [S] int32, an index into `industries`, -1 where unknown.
-        listed: [S] int32, the date of listing as 20180102, 0 where unknown.
         market_close: [T] float64, of the index. None without an index.
     `facts` are counts for people: bars and files read, what was dropped and why.
     """
@@ -52,7 +51,6 @@ class Bars:
     amount: np.ndarray
     industry: np.ndarray
     industries: tuple[str, ...]
-    listed: np.ndarray
     market_close: np.ndarray | None
     facts: Mapping[str, Any]
 
@@ -82,7 +80,7 @@ def read(folder: Path, options: StockData) -> Bars:
     _refuse_small(files, names, dates)
     stock = stock.astype(np.int32)
     market_close, facts["unsorted_index"] = _market(files, options, dates)
-    industry, industries, listed, unknown = _listing(files, options, names)
+    industry, industries, unknown = _industries(files, options, names)
     return Bars(
         stocks=names,
         dates=dates,
@@ -91,7 +89,6 @@ def read(folder: Path, options: StockData) -> Bars:
         **_columns(raw, rows, stock),
         industry=industry,
         industries=industries,
-        listed=listed,
         market_close=market_close,
         facts={"files": _file_names(files), **facts, **unknown},
     )
@@ -232,11 +229,11 @@ def _some(days: np.ndarray) -> str:
     return f"{days[0]}{f' and {len(days) - 1} more' if len(days) > 1 else ''}"
 
 
-def _listing(
+def _industries(
     files: BarFiles, options: StockData, names: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...], np.ndarray, dict[str, int]]:
-    """Industry by stock, its names, date of listing by stock, and how many of the stocks it says nothing of."""
-    table: Mapping[str, tuple[str | None, int]] = {}
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, int]]:
+    """Industry by stock, its names, and how many of the stocks have none."""
+    table: Mapping[str, str | None] = {}
     if files.listing is not None and options.listing is not None:
         table = read_listing(files.listing, options.listing)
         if not any(name in table for name in names):
@@ -244,16 +241,11 @@ def _listing(
                 f"{files.listing}: expected the stocks of the bars ({names[0]}, ...), got others "
                 f"({next(iter(table), 'none')}, ...); check data.listing.symbol and prefix"
             )
-    found = [table.get(name, (None, 0)) for name in names]
-    industries = tuple(sorted({industry for industry, _ in found if industry is not None}))
+    found = [table.get(name) for name in names]
+    industries = tuple(sorted({industry for industry in found if industry is not None}))
     code = {industry: index for index, industry in enumerate(industries)}
-    industry = np.array([code.get(name, -1) if name is not None else -1 for name, _ in found], np.int32)
-    listed = np.array([day for _, day in found], np.int32)
-    unknown = {
-        "stocks_without_industry": int((industry < 0).sum()),
-        "stocks_without_listing_date": int((listed == 0).sum()),
-    }
-    return industry, industries, listed, unknown
+    industry = np.array([-1 if name is None else code[name] for name in found], np.int32)
+    return industry, industries, {"stocks_without_industry": int((industry < 0).sum())}
 
 
 def _file_names(files: BarFiles) -> dict[str, str]:

@@ -72,15 +72,14 @@ class Market(FrozenModel):
 
 
 class Listing(FrozenModel):
-    """The table of stocks: which industry each is of, and since when it is listed (null: not known).
+    """The table of stocks: which industry each is of.
 
     `prefix` is what stands before a symbol in this table and not in the bars (`$XOM`).
     """
 
     file: Column
     symbol: Column = "ts_code"
-    industry: Column | None = "industry"
-    listed: Column | None = "list_date"
+    industry: Column = "industry"
     prefix: str = ""
 
 

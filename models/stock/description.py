@@ -85,7 +85,6 @@ def _identity(origin: Origin, statistics: Mapping[str, Any]) -> list[list[Any]]:
         ["stocks", n_stocks],
         ["stocks with rows", statistics["stocks_in_universe"]],
         ["stocks of unknown industry", facts["stocks_without_industry"]],
-        ["stocks of unknown date of listing", facts["stocks_without_listing_date"]],
         ["industries", statistics["industries"]],
         ["market", "index" if "index" in facts["files"] else "equal-weighted mean of all stocks"],
         ["features", len(statistics["feature_names"])],

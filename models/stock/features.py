@@ -168,3 +168,5 @@ _FORMULAS: dict[str, dict[str, Callable[[_Panel], np.ndarray]]] = {
 }
 # What the features tell of, for experiments that leave a group out; every feature is in exactly one.
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType({group: tuple(of) for group, of in _FORMULAS.items()})
+# Groups whose features are the same for all stocks of a day.
+EVERYWHERE: tuple[str, ...] = ("market", "breadth")

@@ -158,29 +158,22 @@ def read_index(file: Path, market: Market) -> tuple[np.ndarray, np.ndarray, int]
     return date[order], close[order], int((np.diff(date) < 0).sum())
 
 
-def read_listing(file: Path, listing: Listing) -> dict[str, tuple[str | None, int]]:
-    """Symbol as in the bars -> industry (None where unknown) and date of listing (0 where unknown).
+def read_listing(file: Path, listing: Listing) -> dict[str, str | None]:
+    """Symbol as in the bars -> industry, None where unknown.
 
     Raises InputError: as `read_bars`; a stock twice.
     """
-    chosen = [column for column in (listing.symbol, listing.industry, listing.listed) if column is not None]
-    table = read_columns(file, chosen, "; data.listing says what they are called, null where there are none")
-    place, n = Place(file), table.num_rows
+    table = read_columns(file, [listing.symbol, listing.industry], "; data.listing says what they are called")
+    place = Place(file)
     codes, symbols = _names(place, listing.symbol, table[listing.symbol])
     refuse_missing(place, listing.symbol, codes < 0)
-    unknown = np.full(n, -1, np.int32), ()
-    industry, industries = (
-        unknown if listing.industry is None else _names(place, listing.industry, table[listing.industry])
-    )
-    listed = np.zeros(n, np.int32)
-    if listing.listed is not None:
-        listed = _dates(place, listing.listed, table[listing.listed], optional=True)
-    found: dict[str, tuple[str | None, int]] = {}
+    industry, industries = _names(place, listing.industry, table[listing.industry])
+    found: dict[str, str | None] = {}
     for row, code in enumerate(codes.tolist()):
         symbol = symbols[code].removeprefix(listing.prefix)
         if symbol in found:
             raise InputError(f"{place.of_row(row)}: expected a row a stock, got {symbol} again; drop one of them")
-        found[symbol] = (industries[industry[row]] if industry[row] >= 0 else None, int(listed[row]))
+        found[symbol] = industries[industry[row]] if industry[row] >= 0 else None
     return found
 
 
@@ -193,15 +186,13 @@ def _names(place: Place, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray
     return lookup[codes], tuple(stripped)
 
 
-def _dates(place: Place, name: str, column: pa.ChunkedArray, optional: bool = False) -> np.ndarray:
-    """[N] int32 as 20180102, of such numbers, ISO dates or times of the day (the day is that of their own zone);
-    0 where missing and `optional`."""
+def _dates(place: Place, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """[N] int32 as 20180102, of such numbers, ISO dates or times of the day (the day is that of their own zone)."""
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
         column = pc.local_timestamp(column)
     codes, found = levels(place, name, column)
-    if not optional:
-        refuse_missing(place, name, codes < 0)
-    lookup = np.array([*(_date(text) for text in found), 0], np.int32)
+    refuse_missing(place, name, codes < 0)
+    lookup = np.array([_date(text) for text in found], np.int32)
     wrong = lookup[codes] < 0
     if wrong.any():
         row = int(np.argmax(wrong))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import xgboost as xgb
 
 from models.stock import boosting, split
 from models.stock.data import StockDataset
-from models.stock.features import SEED
+from models.stock.features import EVERYWHERE, GROUPS, SEED
 from models.stock.split import Fold
+from models.stock.trainer import FeatureSet
 from models.trainer import Role
 
 KEPT = 2  # sets of bins kept of a dataset: a search switches between few sets of features, and hardly ever max_bin
@@ -26,9 +26,12 @@ def folds(data: StockDataset) -> list[Fold]:
     return split.folds(data.part("valid"), data.dates, data.options.split)
 
 
-def chosen(which: Literal["seed", "full"], data: StockDataset) -> tuple[str, ...]:
+def chosen(which: FeatureSet, data: StockDataset) -> tuple[str, ...]:
     """The names of the features of a configuration, in the order of the data."""
-    return data.feature_names if which == "full" else SEED
+    if which == "seed":
+        return SEED
+    left_out = {name for group in EVERYWHERE for name in GROUPS[group]} if which == "within_day" else set()
+    return tuple(name for name in data.feature_names if name not in left_out)
 
 
 def columns(data: StockDataset, role: Role, names: Sequence[str]) -> np.ndarray:

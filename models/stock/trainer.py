@@ -58,10 +58,17 @@ class TrainingConfig(FrozenModel):
     patience: int = Field(default=150, ge=1)
 
 
-class StockConfig(FrozenModel):
-    """One point of the search. `features`: the nine of the sketch, or all (`models.stock.features`)."""
+FeatureSet = Literal["seed", "within_day", "full"]
 
-    features: Literal["seed", "full"] = "full"
+
+class StockConfig(FrozenModel):
+    """One point of the search.
+
+    `features` (`models.stock.features`): the nine of the sketch, those that differ between the stocks of a day, or
+    all.
+    """
+
+    features: FeatureSet = "full"
     booster: BoosterConfig = BoosterConfig()
     training: TrainingConfig = TrainingConfig()
 

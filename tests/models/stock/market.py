@@ -58,7 +58,7 @@ def random_bars(
     )
     columns["amount"] = columns["volume"] * columns["close"] / 10  # in thousands, of lots of 100
     stock, day = (axis.astype(np.int32) for axis in np.nonzero(there))
-    dates, first = calendar(n_days), np.argmax(there, axis=1)
+    dates = calendar(n_days)
     market = (3000 * np.exp(np.cumsum(0.01 * rng.standard_normal(n_days)))).round(2)
     return Bars(
         stocks=tuple(f"{600000 + 7 * i}.SH" for i in range(n_stocks)),
@@ -68,7 +68,6 @@ def random_bars(
         **{name: values[there].astype(np.float32) for name, values in columns.items()},
         industry=industry,
         industries=tuple(f"industry {chr(97 + i)}" for i in range(n_industries)),
-        listed=np.where(first > 0, dates[first], 20100104).astype(np.int32),
         market_close=market if index else None,
         facts={},
     )
@@ -155,7 +154,6 @@ def write_files(
         listing = {
             "ts_code": bars.stocks,
             "industry": [bars.industries[code] if code >= 0 else None for code in bars.industry],
-            "list_date": bars.listed,
         }
         pd.DataFrame(listing).to_csv(folder / "listing.csv", index=False)
         chosen["listing"] = {"file": "listing.csv"}

@@ -197,20 +197,18 @@ def test_the_listing_with_a_prefix_and_gaps(tmp_path: Path) -> None:
     options = write_files(tmp_path, BARS)
     one, two, three, four, *_ = BARS.stocks
     rows = [
-        ["$" + one, " banks ", "2001-05-06"],
-        ["$" + two, "", ""],
-        ["$" + three, "apples", ""],
-        ["$ELSE", "x", ""],
+        ["$" + one, " banks "],
+        ["$" + two, ""],
+        ["$" + three, "apples"],
+        ["$ELSE", "x"],
+        ["$" + four, "banks"],
     ]
-    rows.append(["$" + four, "banks", "20020304"])
-    pd.DataFrame(rows, columns=["Symbol", "Sector", "when"]).to_csv(tmp_path / "table.tsv", sep="\t", index=False)
-    listing = {"file": "table.tsv", "symbol": "Symbol", "industry": "Sector", "listed": "when", "prefix": "$"}
+    pd.DataFrame(rows, columns=["Symbol", "Sector"]).to_csv(tmp_path / "table.tsv", sep="\t", index=False)
+    listing = {"file": "table.tsv", "symbol": "Symbol", "industry": "Sector", "prefix": "$"}
     found = read(tmp_path, StockData(**{**options.model_dump(), "listing": listing}))
     assert found.industries == ("apples", "banks")
     assert found.industry.tolist() == [1, -1, 0, 1, -1, -1]
-    assert found.listed.tolist() == [20010506, 0, 0, 20020304, 0, 0]
     assert found.facts["stocks_without_industry"] == 3
-    assert found.facts["stocks_without_listing_date"] == 4
 
 
 def test_without_index_and_listing(tmp_path: Path) -> None:
@@ -218,7 +216,6 @@ def test_without_index_and_listing(tmp_path: Path) -> None:
     assert found.market_close is None
     assert found.industries == ()
     assert (found.industry == -1).all()
-    assert (found.listed == 0).all()
 
 
 def test_prices_may_miss_their_range_by_rounding(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_names_of_files_and_folds_change_no_number(data: DataSpec, tmp_path: Pat
         {"universe": {"limit_up": {"default": {"2019-02-01": 0.1}}}},
         {"columns": {"amount": None}},
         {"listing": None},
-        {"listing": {"file": "listing.csv", "listed": None}},
+        {"listing": {"file": "listing.csv", "prefix": "6"}},
         {"index": None},
     ],
 )

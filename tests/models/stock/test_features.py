@@ -133,7 +133,6 @@ def test_a_listing_to_come_changes_nothing_before(place):
         stock=stock[order],
         day=days[order],
         industry=np.insert(bars.industry, place, 1),
-        listed=np.insert(bars.listed, place, 0),
         **{name: grown(getattr(bars, name)) for name in (*PRICES, "volume", "amount")},
     )
     old = (listed.day <= day) & (listed.stock != place)
@@ -267,7 +266,6 @@ def golden_bars() -> Bars:
         amount=(volume * close * (1 + stock)).astype(np.float32),
         industry=np.array([0, 0, 1, 1], np.int32),
         industries=("a", "b"),
-        listed=np.zeros(4, np.int32),
         market_close=3000.0 + np.arange(n_days) ** 2 * 13 % 101,
         facts={},
     )
@@ -286,6 +284,16 @@ def test_golden_numbers():
     assert list(written) == list(found)
     for name, values in found.items():
         np.testing.assert_allclose(values, written[name], rtol=2e-6, atol=1e-9, err_msg=f"{name}: {__doc__}")
+
+
+def test_the_groups_that_are_the_same_for_all_stocks_of_a_day():
+    bars = random_bars(6, 120, suspended=0.0, late=0.0)
+    built = build(bars)
+    group = {name: group for group, of in GROUPS.items() for name in of}
+    for column, name in enumerate(names()):
+        days = [built[bars.day == day, column] for day in range(60, 120)]
+        same_for_all = all(np.array_equal(x, np.full_like(x, x[0]), equal_nan=True) for x in days)
+        assert same_for_all == (group[name] in features.EVERYWHERE), name
 
 
 def test_the_page_lists_every_feature_with_its_group():

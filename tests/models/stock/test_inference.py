@@ -239,10 +239,15 @@ def test_batches_have_at_least_one_row(model, spec):
 # ---------------------------------------------------------------------------------------------- ablation
 
 
-@pytest.mark.parametrize("which", ["seed", "full"])
+@pytest.mark.parametrize("which", ["seed", "within_day", "full"])
 def test_a_group_is_set_to_the_means_of_train(data, spec, tmp_path, which):
     checkpoint = fitted(tmp_path / "run", data, features=which)
-    names = features.SEED if which == "seed" else features.names()
+    everywhere = features.GROUPS["market"] + features.GROUPS["breadth"]
+    names = {
+        "seed": features.SEED,
+        "within_day": tuple(name for name in features.names() if name not in everywhere),
+        "full": features.names(),
+    }[which]
     booster = xgb.Booster(model_file=exported(checkpoint, data, tmp_path / "model") / "model.ubj")
     train, test = data.part("train").features, np.array(data.part("test").features)
     found = {a.name: a for a in TRAINER.ablate(checkpoint, data, "test", planted.DECISION)}

@@ -40,7 +40,6 @@ def stocks_of(closes: list[list[float]], days: list[list[int]], n_days: int | No
         amount=np.full_like(close, np.nan),
         industry=np.full(len(closes), -1, np.int32),
         industries=(),
-        listed=np.zeros(len(closes), np.int32),
         market_close=None,
         facts={},
         **values,
