@@ -30,6 +30,7 @@ from storage.database import Database, DatabaseUnavailable, StorageError, Unavai
 from storage.leases import LeaseThread, ProcessIdentity
 from storage.runs import Store, StudyRow
 from tuner import logs
+from tuner.source import problems_of
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
 from tuner.worker import IDLE_POLL_S, DeviceFault, Worker, WorkerOptions, reason_of
@@ -209,9 +210,8 @@ def load_data(
     try:
         chosen = trainer.Data.model_validate(section)
     except ValidationError as error:
-        reason = error.errors()[0]
-        where = ".".join(map(str, reason["loc"]))
-        raise InputError(f"data.{where}: {reason['msg']}; use the tuner version that began the study") from error
+        fault = problems_of(error, trainer.Data, section, "data")[0]
+        raise InputError(f"{fault.path}: {fault.message}; use the tuner version that began the study") from error
     given = options.data_path_given or options.data_path is None
     wanted = DataSpec(chosen, path, Path(options.cache), given and path is not None)
     try:

@@ -390,7 +390,10 @@ class TestData:
             self.load(tmp_path, stored)
 
     def test_a_section_of_another_version_is_refused_in_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"data\.unknown: .*use the tuner version that began the study"):
+        with pytest.raises(
+            InputError,
+            match=r"^data\.unknown: unknown key: expected one of .*, got 'unknown'; use the tuner version that",
+        ):
             self.load(tmp_path, TOY, {"unknown": 1})
 
     def test_only_train_and_valid_are_opened(self, tmp_path: Path) -> None:
