@@ -10,7 +10,6 @@ not or hardly seen, is the unknown one. Numbers that are none, or infinite, are 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from models import checkpoint as checkpoints
+from models.exported import read_content, reading, refuse_other_versions, refuse_used, write_content
 from models.gift import features, kuailive, table
 from models.gift import model as models_of
 from models.gift.ablation import MISSING
@@ -36,7 +36,7 @@ from models.gift.trainer import GiftConfig
 from models.trainer import InputError, Predictions, Role, ScoredRows
 
 FORMAT = 1
-MODEL, TENSORS = "model.json", "weights.safetensors"
+TENSORS = "weights.safetensors"
 KEYS = ("user_id", "live_id", "streamer_id", "timestamp")  # of a KuaiLive click
 _QUANTILES = "quantiles"
 _log = logging.getLogger("models.gift")
@@ -58,8 +58,7 @@ def export(checkpoint: Path, data: GiftDataset, folder: Path) -> None:
     Raises:
         InputError: the checkpoint is damaged, or of other tasks than the data; the folder is not an empty one.
     """
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise InputError(f"{folder}: expected an empty folder to export to, got another; name a new one")
+    refuse_used(folder)
     found = checkpoints.load(checkpoint)
     statistics = data.statistics
     content = {
@@ -78,7 +77,7 @@ def export(checkpoint: Path, data: GiftDataset, folder: Path) -> None:
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in below(WEIGHTS, found.load_best()).items()}
     tensors[_QUANTILES] = torch.from_numpy(np.array(data.quantiles, np.float32))
     (folder / TENSORS).write_bytes(safetensors.torch.save(tensors))
-    (folder / MODEL).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_content(folder, content)
 
 
 def _versions(options: GiftData) -> dict[str, int]:
@@ -123,16 +122,12 @@ def read_model(folder: Path, device: str) -> Exported:
     Raises:
         InputError: no such folder, a file is missing or damaged, or of another format, trainer or version.
     """
-    content = _content(folder / MODEL)
-    try:
+    content = read_content(folder, "gift", FORMAT)
+    with reading(folder):
         options = GiftData.model_validate({**content["data"], "path": "."})
         config = GiftConfig.model_validate(content["config"])
-        versions, numeric = _versions(options), content["numeric"]
-        if content["versions"] != versions:
-            raise InputError(
-                f"{folder}: expected a model of the rules {_told(versions)}, got {_told(content['versions'])}; "
-                "score with the package that exported it"
-            )
+        refuse_other_versions(folder, content["versions"], _versions(options))
+        numeric = content["numeric"]
         names = tuple(numeric["names"])
         encoder = _encoder(numeric, names)
         levels = {name: {level: i for i, level in enumerate(kept, 1)} for name, kept in content["levels"].items()}
@@ -141,34 +136,8 @@ def read_model(folder: Path, device: str) -> Exported:
         cardinalities = [len(known) + 1 for known in levels.values()]
         quantiles = tensors[_QUANTILES].numpy()
         model = models_of.build(config, options.task_list(), cardinalities, quantiles, targets, tensors, "cpu")
-    except InputError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"{folder}: expected a whole exported model, got a damaged one ({reason})") from error
     model.network.to(device)
     return Exported(folder, options, names[: len(encoder.mean)], encoder, levels, model)
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: expected an exported model, got none; check the path of the model") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got a damaged file; export the model again") from error
-    if not isinstance(content, dict) or content.get("trainer") != "gift":
-        raise InputError(f"{path}: expected a model of the trainer gift, got another; check the path of the model")
-    if content.get("format") != FORMAT:
-        found = content.get("format")
-        raise InputError(f"{path}: expected model format {FORMAT}, got {found!r}; export the model again")
-    return content
-
-
-def _told(versions: Any) -> str:
-    if not isinstance(versions, dict):
-        return repr(versions)
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _encoder(numeric: Mapping[str, Any], names: tuple[str, ...]) -> NumericEncoder:

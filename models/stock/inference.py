@@ -12,16 +12,15 @@ margin, to the bit, in its study, from the folder and in any batch.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from models import checkpoint as checkpoints
+from models.exported import MODEL, read_content, reading, refuse_other_versions, refuse_used, write_content
 from models.stock import bars as stock_bars
 from models.stock import boosting, features, labels, matrices
 from models.stock.data import TASK, StockData, StockDataset
@@ -30,7 +29,7 @@ from models.stock.trainer import StockConfig
 from models.trainer import Ablation, InputError, Predictions, Role, ScoredRows
 
 FORMAT = 1
-MODEL, TREES = "model.json", "model.ubj"
+TREES = "model.ubj"
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,7 @@ def export(checkpoint: Path, data: StockDataset, folder: Path) -> None:
     Raises:
         InputError: the checkpoint is damaged, or of other data; the folder is not an empty one.
     """
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise InputError(f"{folder}: expected an empty folder to export to, got another; name a new one")
+    refuse_used(folder)
     found = checkpoints.load(checkpoint)
     stored = Stored.of(found, data)
     trees = boosting.merge(stored.blocks[-1])
@@ -122,7 +120,7 @@ def export(checkpoint: Path, data: StockDataset, folder: Path) -> None:
         "data": data.options.model_dump(mode="json", exclude={"path"}),
     }
     (folder / TREES).write_bytes(trees)
-    (folder / MODEL).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_content(folder, content)
 
 
 def _versions() -> dict[str, int]:
@@ -150,51 +148,26 @@ def read_model(folder: Path) -> Exported:
     Raises:
         InputError: no such folder, a file is missing or damaged, or of another format, trainer or version.
     """
-    content = _content(folder / MODEL)
-    try:
-        if content["versions"] != _versions():
-            raise InputError(
-                f"{folder}: expected a model of the rules {_told(_versions())}, got {_told(content['versions'])}; "
-                "score with the package that exported it"
-            )
+    content = read_content(folder, "stock", FORMAT)
+    with reading(folder):
+        refuse_other_versions(folder, content["versions"], _versions())
         known = features.names()
-        found = Exported(
+        return Exported(
             StockData.model_validate({**content["data"], "path": "."}),
             StockConfig.model_validate(content["config"]),
             np.array([known.index(name) for name in content["features"]]),
-            (folder / TREES).read_bytes(),
+            _trees(folder / TREES, content["trees_sha256"]),
         )
-        if content["trees_sha256"] != hashlib.sha256(found.trees).hexdigest():
-            raise InputError(f"{folder / TREES}: expected the trees of {MODEL}, got others; export the model again")
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{folder / TREES}: expected the trees of the model, got none; export it again") from error
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"{folder}: expected a whole exported model, got a damaged one ({reason})") from error
-    return found
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _trees(path: Path, sha256: str) -> bytes:
     try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: expected an exported model, got none; check the path of the model") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got a damaged file; export the model again") from error
-    if not isinstance(content, dict) or content.get("trainer") != "stock":
-        raise InputError(f"{path}: expected a model of the trainer stock, got another; check the path of the model")
-    if content.get("format") != FORMAT:
-        found = content.get("format")
-        raise InputError(f"{path}: expected model format {FORMAT}, got {found!r}; export the model again")
-    return content
-
-
-def _told(versions: Any) -> str:
-    if not isinstance(versions, Mapping):
-        return repr(versions)
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+        trees = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected the trees of the model, got none; export it again") from error
+    if sha256 != hashlib.sha256(trees).hexdigest():
+        raise InputError(f"{path}: expected the trees of {MODEL}, got others; export the model again")
+    return trees
 
 
 # ---------------------------------------------------------------------------------------------- new bars

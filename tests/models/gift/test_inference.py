@@ -20,8 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.exported import MODEL
 from models.gift.data import GiftDataset, load
-from models.gift.inference import KEYS, MODEL, TENSORS, read_model
+from models.gift.inference import KEYS, TENSORS, read_model
 from models.gift.trainer import GiftConfig, GiftTrainer
 from models.trainer import ROLES, DataSpec, Decision, InputError, Predictions, Run, ScoredRows
 from tests.models.gift.tables import ALL, make_frame, options, spec
