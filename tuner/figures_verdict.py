@@ -311,8 +311,8 @@ def certificate(document: Mapping[str, Any]) -> Figure | Missing:
         return Missing(key, title, "no cut was tested")
     first = document["nominees"][0]["certificate"]
     caption = (
-        f"Precision of each cut on calibrate ({first['n_rows']:,} rows, unit {first['unit']}), with its exact "
-        f"lower bound at confidence {findings.percent(first['confidence'])}. Cuts were fixed on valid and tested "
+        f"Precision of each cut on calibrate ({first['n_rows']:,} rows, unit {first['unit']}), with its lower "
+        f"bound at confidence {findings.percent(first['confidence'])}. Cuts were fixed on valid and tested "
         "from strict to loose; the first that fails ends the sequence."
     )
     return Figure(key, title, caption, findings.on_certificate(document), panels)

@@ -18,6 +18,7 @@ from models.trainer import InputError
 from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Store
 from tests.searches import METRIC, new_worker, work_off
+from tests.tuner.toy_study import Said
 from tuner import coordinator
 from tuner.coordinator import RunOptions, read_spec, run
 from tuner.crew import RunFailed
@@ -35,19 +36,6 @@ SPEC: dict[str, Any] = {
     "arms": {"one": {}, "two": {"speed": 0.2}},
     "space": {"x": {"low": 0.0, "high": 1.0}},
 }
-
-
-class Said:
-    """An observer that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def show(self, summary: object, started: float) -> None:
-        pass
 
 
 class House:

@@ -20,7 +20,7 @@ from storage.database import Database, StorageError
 from storage.leases import ProcessIdentity
 from storage.runs import Store
 from tests.e2e.trainer import trained
-from tests.tuner.toy_study import make_study, summary_of, url
+from tests.tuner.toy_study import Said, make_study, summary_of, url
 from tuner import catalog, coordinator, evaluation
 from tuner.background import EVALUATE_LOCK, running_alone
 from tuner.crew import RunFailed
@@ -38,22 +38,6 @@ SEARCH: dict[str, Any] = {
     "config": {"x": 0.9, "y": 0.1, "shape": "a", "n_steps": 3, "violation": -0.1},
     "pruner": {"name": "none"},
 }
-
-
-class Said:
-    """An observer that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def show(self, summary: object, started: float) -> None:
-        pass
-
-    def has(self, part: str) -> bool:
-        return any(part in line for line in self.lines)
 
 
 class LocalCrew:

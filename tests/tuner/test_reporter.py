@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,8 @@ from tuner.study import Claim, Study
 
 
 @pytest.fixture
-def database(sqlite_with_tables_url: str) -> Iterator[Database]:
-    database = Database(sqlite_with_tables_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def study(database: Database) -> Study:
-    return make_study(database, make_spec(n_trials=1))
+def study(sqlite: Database) -> Study:
+    return make_study(sqlite, make_spec(n_trials=1))
 
 
 class Attempt:

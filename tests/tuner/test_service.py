@@ -15,23 +15,12 @@ from storage.database import Database, DatabaseUnavailable, StorageError
 from storage.runs import Store, StudyRow
 from storage.tables import SCHEMA_VERSION
 from tests.searches import dead, elsewhere, new_worker
-from tests.tuner.toy_study import write_spec
+from tests.tuner.toy_study import Said, write_spec
 from tuner import service
 from tuner.cli import main
 from tuner.coordinator import RunOptions
 from tuner.crew import Crew, RunFailed
 from tuner.study import Study
-
-
-class Said:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def show(self, summary: object, started: float) -> None:
-        pytest.fail("nothing runs")
 
 
 def submit(folder: Path, url: str, name: str = "toy", changes: Any = None, **flags: Any) -> StudyRow:

@@ -80,3 +80,19 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class Said:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def show(self, summary: object, started: float) -> None:
+        pass
+
+    def has(self, part: str) -> bool:
+        return any(part in line for line in self.lines)
