@@ -34,8 +34,6 @@ from tuner.optuna_transfer import copy_trials
 from tuner.output import Progress, check_out, draft_of
 from tuner.study import Study
 
-# Called with the rows done and those there are.
-
 
 @dataclass(frozen=True)
 class Copied:
