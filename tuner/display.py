@@ -133,7 +133,8 @@ def best_text(summary: StudySummary) -> str:
 def feasibility_text(summary: StudySummary) -> str:
     """One sentence: whether the constraint was met, and by how many trials."""
     decision, n_complete = summary.spec.decision, summary.counts["complete"]
-    target = f"a precision of {decision.target_precision:g} (lower bound, confidence {decision.confidence:g})"
+    unit = "" if decision.unit == "row" else f", unit {decision.unit}"
+    target = f"a precision of {decision.target_precision:g} (lower bound, confidence {decision.confidence:g}{unit})"
     if summary.best is not None:
         return f"feasible: {summary.n_feasible} of {n_complete} complete trials reach {target}"
     if summary.nearest is None:

@@ -181,7 +181,7 @@ def _study_attributes(row: StudyRow) -> tuple[dict[str, Any], Spec]:
     constraint = f"{decision.task}: precision >= {decision.target_precision:g}, confidence {decision.confidence:g}"
     shown = {
         "data": f"{data['source']}{' (simulated, not real)' if data.get('simulated') else ''}",
-        "constraint": f"{constraint}, at least {decision.min_selected} rows",
+        "constraint": f"{constraint}, unit {decision.unit}, at least {decision.min_selected} rows",
         "thresholds": UNCERTIFIED,
         "total of trials": row.total,
         "arms": ", ".join(spec.arms),

@@ -341,6 +341,7 @@ def get_model(store: Store, reference: str) -> ModelRow:
     row = store.find_model(name, number)
     if row is None:
         wanted = "a champion" if number is None else f"version {number}"
+        wanted = wanted if store.models(name) else "a registered model"
         raise InputError(f"model {name}: expected {wanted}, got none; {there_is(store, name)}")
     return row
 

@@ -133,7 +133,7 @@ def test_no_best_trial_where_nothing_is_feasible(port: int) -> None:
 def test_a_study_shows_its_data_and_its_constraint(port: int) -> None:
     attributes = {a["key"]: a["value"] for a in detail(port, "toy")["user_attrs"]}
     assert attributes["data"] == "toy data 'toy'"
-    assert attributes["constraint"] == "toy: precision >= 0.4, confidence 0.9, at least 30 rows"
+    assert attributes["constraint"] == "toy: precision >= 0.4, confidence 0.9, unit row, at least 30 rows"
     assert attributes["thresholds"] == "search threshold, not certified"
 
 

@@ -644,7 +644,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"--model": "t"}, "model t: expected a champion, got none; there is s"),
+            ({"--model": "t"}, "model t: expected a registered model, got none; there is s"),
             ({"--model": "s:7"}, "model s: expected version 7, got none"),
             ({"--model": "./t"}, "t: expected a model folder, got none"),
             ({"--data": "none.txt"}, "none.txt: expected a file or folder to score, got nothing"),

@@ -10,6 +10,12 @@ function axis(title) {
   return { title: { text: title }, gridcolor: line, zerolinecolor: line, automargin: true };
 }
 
+/** Steps are whole numbers: where few of them are drawn there is nothing between two. */
+function ticks(title, traces) {
+  const few = title === "step" && Math.max(...traces.flatMap((trace) => trace.x)) < 10;
+  return few ? { tick0: 0, dtick: 1 } : {};
+}
+
 /** A card with one plot in it, to be drawn by `draw(card, traces, {x, y, shapes})`. */
 export function plotCard(id, title, note, wide) {
   return el("section", { class: wide ? "card wide" : "card", id, hidden: true },
@@ -27,7 +33,7 @@ export function draw(card, traces, { x = "", y = "", xaxis = {}, yaxis = {}, sha
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode, shapes,
     font: { family: "Roboto, Helvetica, Arial, sans-serif", color: dark.matches ? "#fff" : "rgba(0,0,0,.87)" },
     margin: { l: 56, r: 12, t: 8, b: 44 }, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-    xaxis: { ...axis(x), ...xaxis }, yaxis: { ...axis(y), ...yaxis },
+    xaxis: { ...axis(x), ...ticks(x, traces), ...xaxis }, yaxis: { ...axis(y), ...yaxis },
     showlegend: named > 1, uirevision: "kept",
   };
   Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });

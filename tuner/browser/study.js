@@ -45,7 +45,7 @@ function drawHead(study) {
       ["Pruned", String(p.pruned)], ["Failed", String(p.failed)], ["Waiting", String(p.waiting)],
       ["Trials per hour", number(p.trials_per_hour, 3)], ["Left", duration(p.remaining_s)],
       ["Objective", `${study.objective.direction} ${study.objective.metric}`],
-      ["Constraint", `${d.task}: precision at least ${d.target_precision} at confidence ${d.confidence}`],
+      ["Constraint", `${d.task}: precision at least ${d.target_precision} at confidence ${d.confidence}, unit ${d.unit}`],
       ["Data", study.data + (study.simulated ? " (simulated, not real)" : "")],
       ["Thresholds", study.threshold_status],
       ["Workers", study.workers.map((w) => `${w.host} ${w.device}: trial ${w.holding.trial}`).join(", ")],
