@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,8 +114,13 @@ class Training:
     def epoch(self) -> Measurement:
         """Train and validate one epoch; on return its checkpoint is durable."""
         start = time.monotonic()
+        return self.end_epoch(self._train(), start)
+
+    def end_epoch(self, trained: Mapping[str, float], start: float) -> Measurement:
+        """Validate an epoch that began at `start` (`time.monotonic`), its steps measured by `trained`; on return
+        its checkpoint is durable."""
         step, task = self.next_epoch, self.run.decision.task
-        metrics = {"train/lr": float(self.optimizer.param_groups[0]["lr"])} | self._train()
+        metrics = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), **trained}
         rows = self.validation.rows
         found = outputs(self.network, rows.numeric, rows.codes)
         if not bool(found.isfinite().all()):
@@ -136,14 +141,17 @@ class Training:
         self.elapsed_s += time.monotonic() - start
         return measurement
 
-    def _train(self) -> dict[str, float]:
+    def begin_epoch(self) -> tuple[int, Tensor]:
+        """Seed the epoch's random numbers; the seed and the order of its rows [N]."""
         seed = _seed(self.run.seed, 1, self.next_epoch)
         self.generator.manual_seed(seed)
+        return seed, torch.randperm(len(self.targets), generator=self.generator, device=self.device)
+
+    def _train(self) -> dict[str, float]:
+        seed, order = self.begin_epoch()
         self.network.train()
-        n_rows = len(self.targets)
-        order = torch.randperm(n_rows, generator=self.generator, device=self.device)
         sums = EpochSums(len(self.names), self.device)
-        batches = order.split(batch_sizes(n_rows, self.config.optimizer.batch_size))
+        batches = order.split(batch_sizes(len(order), self.config.optimizer.batch_size))
         compared = min(len(batches), COMPARED_STEPS) // 2
         for step, rows in enumerate(batches):
             self._step(rows, sums, step % COMPARED_STEPS == compared, seed ^ step)

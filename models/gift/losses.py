@@ -54,7 +54,8 @@ class MultiTaskLoss:
         self.n_regression = sum(kind in REGRESSION for kind in kinds)
         if any(kind in REGRESSION for kind in kinds[self.n_regression :]):
             raise ValueError("regression tasks come before binary ones")
-        self.huber = torch.tensor([k == "huber" for k in kinds[: self.n_regression]], device=device)
+        bent = [kind == "huber" for kind in kinds[: self.n_regression]]
+        self.huber = torch.tensor(bent, dtype=torch.bool, device=device)
         binary = tasks[self.n_regression :]
         pairs = [(1.0 - t.alpha, t.alpha) if t.loss == "focal" else (1.0, 1.0) for t in binary]
         self.alpha = torch.tensor(pairs, dtype=torch.float32, device=device).reshape(-1, 2).T.contiguous()
@@ -67,7 +68,8 @@ class MultiTaskLoss:
         A row without a target (NaN: no label, or its condition is not met) contributes neither value nor
         gradient, whatever the output; a task without any row has the loss 0 and the gradient 0.
 
-        Shape: outputs and targets [B, K]; targets standardised, or 0/1.
+        Shape: outputs and targets [B, K]; targets standardised, or 0/1. With further dimensions in front the
+        losses have them too.
         """
         counts = ~targets.isnan()
         targets = torch.where(counts, targets, 0.0)
@@ -75,12 +77,12 @@ class MultiTaskLoss:
         n = self.n_regression
         parts = []
         if n:
-            parts.append(regression_losses(outputs[:, :n], targets[:, :n], self.huber))
-        if n < outputs.shape[1]:
-            parts.append(binary_losses(outputs[:, n:], targets[:, n:], self.alpha, self.gamma))
-        losses = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        n_rows = counts.sum(0)
-        return (losses * counts).sum(0) / n_rows.clamp(min=1), n_rows > 0
+            parts.append(regression_losses(outputs[..., :n], targets[..., :n], self.huber))
+        if n < outputs.shape[-1]:
+            parts.append(binary_losses(outputs[..., n:], targets[..., n:], self.alpha, self.gamma))
+        losses = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        n_rows = counts.sum(-2)
+        return (losses * counts).sum(-2) / n_rows.clamp(min=1), n_rows > 0
 
 
 def loss_order(losses: Sequence[str]) -> list[int]:

@@ -23,13 +23,28 @@ from models.unit_cuts import unit_codes
 
 
 class EpochSums:
-    """Sums over an epoch's steps, kept on the device and read once."""
+    """Sums over an epoch's steps, kept on the device and read once.
 
-    def __init__(self, n_tasks: int, device: torch.device) -> None:
-        self.steps = torch.zeros(4, n_tasks, device=device)  # loss, batches with rows, weighted loss, weight
-        self.shares = torch.zeros(n_tasks, device=device)
-        self.cosines = torch.zeros(2, n_tasks, n_tasks, device=device)  # sum, count
+    `models` are dimensions in front of the tasks, for several models whose steps are taken at once: what is added
+    has them too, and `of` gives the sums of one.
+    """
+
+    def __init__(self, n_tasks: int, device: torch.device, models: tuple[int, ...] = ()) -> None:
+        # loss, batches with rows, weighted loss, weight
+        self.steps = torch.zeros(4, *models, n_tasks, device=device)
+        self.shares = torch.zeros(*models, n_tasks, device=device)
+        self.cosines = torch.zeros(2, *models, n_tasks, n_tasks, device=device)  # sum, count
         self.n_steps = self.n_compared = 0
+
+    def of(self, model: int, tasks: Sequence[int]) -> EpochSums:
+        """The sums of one of several models, for the tasks in these columns."""
+        columns = torch.tensor(tasks, device=self.steps.device)
+        found = EpochSums(len(tasks), self.steps.device)
+        found.steps = self.steps[:, model, columns]
+        found.shares = self.shares[model, columns]
+        found.cosines = self.cosines[:, model, columns][..., columns]
+        found.n_steps, found.n_compared = self.n_steps, self.n_compared
+        return found
 
     def add(self, losses: Tensor, present: Tensor, weights: Tensor) -> None:
         losses = losses.detach()
@@ -38,13 +53,13 @@ class EpochSums:
 
     def compare(self, gradients: Tensor, weights: Tensor) -> None:
         """Take in the tasks' gradients [K, P] with respect to the last shared layer, before weighting."""
-        norms = gradients.norm(dim=1)
+        norms = gradients.norm(dim=-1)
         tiny = torch.finfo(norms.dtype).tiny
-        directions = gradients / norms.clamp(min=tiny).unsqueeze(1)
+        directions = gradients / norms.clamp(min=tiny).unsqueeze(-1)
         alive = (norms > 0).to(norms.dtype)
-        self.cosines += torch.stack([directions @ directions.T, torch.outer(alive, alive)])
+        self.cosines += torch.stack([directions @ directions.mT, alive.unsqueeze(-1) * alive.unsqueeze(-2)])
         weighted = norms * weights
-        self.shares += weighted / weighted.sum().clamp(min=tiny)
+        self.shares += weighted / weighted.sum(-1, keepdim=True).clamp(min=tiny)
         self.n_compared += 1
 
     def metrics(self, names: Sequence[str], order: Sequence[str]) -> dict[str, float]:

@@ -33,6 +33,13 @@ def seeded(seed: int) -> Iterator[None]:
             torch.default_generator.set_state(state)
 
 
+def draws_16(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """[n] int16, every value equally likely: four from each 64-bit number of the generator."""
+    draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=device)
+    draws.random_(-(2**63), None, generator=generator)
+    return draws.view(torch.int16)[:n]
+
+
 class Dropout(nn.Module):
     """Inverted dropout that draws from a generator of its own: four 16-bit draws from one 64-bit number.
 
@@ -48,9 +55,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.cut == 0:
             return x
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-        draws.random_(-(2**63), None, generator=self.generator)
-        draws = draws.view(torch.int16)[: x.numel()].view(x.shape)
+        draws = draws_16(x.numel(), self.generator, x.device).view(x.shape)
         keep = torch.empty_like(x, requires_grad=False)
         torch.ge(draws, self.cut - 32768, out=keep)
         return x * keep.mul_(65536 / (65536 - self.cut))
@@ -95,6 +100,11 @@ class PiecewiseLinearEmbedding(nn.Module):
             encoded = torch.clamp(encoded, self.low, self.high)
         embedded = torch.bmm(encoded, self.weight).transpose(0, 1)
         return torch.addcmul(self.bias + embedded, self.linear, x.unsqueeze(-1)).flatten(1)
+
+
+def tower_widths(config: NetworkConfig) -> list[int]:
+    """Width of each layer of the tower."""
+    return [max(1, round(config.width * config.taper**i)) for i in range(config.depth)]
 
 
 class MultiTaskMLP(nn.Module):
@@ -148,8 +158,7 @@ class MultiTaskMLP(nn.Module):
             nn.init.normal_(self.embedding.weight, std=1.0 / math.sqrt(config.embedding_dim))
             width += len(cardinalities) * config.embedding_dim
         layers: list[nn.Module] = []
-        for i in range(config.depth):
-            out = max(1, round(config.width * config.taper**i))
+        for out in tower_widths(config):
             layers.append(nn.Linear(width, out, bias=not config.batch_norm))
             layers += [nn.BatchNorm1d(out)] if config.batch_norm else []
             layers += [nn.ReLU(inplace=True), Dropout(config.dropout)]

@@ -1,0 +1,205 @@
+"""Several trainings of one device at once: a slot each of one array of networks.
+
+Every slot's `Training` keeps its seeds, its schedule, its checkpoints and its validation; only the steps of an
+epoch are taken together. Between epochs nothing of a slot lies here, so that it may leave after any of them, go on
+alone or in another array, or make room for the next one, and the others do not notice:
+
+    array = GiftArray(bucket_of(config), room, data, n_slots=8, device="cuda")
+    slot = array.join(training)          # new, or restored from a checkpoint
+    found = array.epoch([slot, ...])     # a measurement of each, durable, or what it failed with
+    array.leave(slot)                    # ended, pruned, or to be continued elsewhere
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from models.gift.data import GiftDataset
+from models.gift.fit import COMPARED_STEPS, Training, batch_sizes
+from models.gift.losses import MultiTaskLoss
+from models.gift.measures import EpochSums
+from models.gift.stacked import Layout, Room, Stack, adam_rates, aligned
+from models.gift.tensors import on_device
+from models.gift.trainer import GiftConfig, TaskConfig
+from models.trainer import Measurement
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What trainings of one array have in common, beside their data. All else is per slot."""
+
+    depth: int
+    batch_norm: bool
+    batch_size: int
+
+
+def bucket_of(config: GiftConfig) -> Bucket | str:
+    """The bucket of a configuration; a reason in words where it can only train alone."""
+    if config.balancing.method != "fixed":
+        return f"balancing {config.balancing.method} needs the gradient of every task"
+    if config.network.numeric_embedding != "none":
+        return f"numeric embedding {config.network.numeric_embedding} has edges of its own"
+    return Bucket(config.network.depth, config.network.batch_norm, config.optimizer.batch_size)
+
+
+def room_for(configs: Sequence[GiftConfig], data: GiftDataset) -> Room:
+    """The least room for configurations of one bucket: that of the widest, with the tasks of all."""
+    trained = {name for config in configs for name in config.tasks}
+    known = [t for kind in ("regression", "binary") for t in data.tasks if t.kind == kind]
+    return Room.covering([c.network for c in configs], [t.name for t in known if t.name in trained])
+
+
+class GiftArray:
+    """Trains up to `n_slots` models of a bucket at once.
+
+    A slot's numbers are those of its `Training` alone, up to the order of summation. They depend on `room` and
+    `n_slots` in the last bits, and on nothing else: not on who is in the other slots nor on the slot's place.
+
+    Args:
+        room: the greatest widths; every slot is padded to them, and pays for them.
+    """
+
+    def __init__(self, bucket: Bucket, room: Room, data: GiftDataset, n_slots: int, device: str) -> None:
+        self.bucket, self.room, self.n_slots = bucket, room, n_slots
+        self.device = torch.device(device)
+        self.rows = on_device(data, "train", self.device)
+        names = [t.name for t in data.tasks]
+        self.targets = self.rows.targets[:, [names.index(n) for n in room.tasks]]
+        self.sizes = batch_sizes(len(self.targets), bucket.batch_size)
+        starts = torch.tensor([0, *data.cardinalities[:-1]]).cumsum(0).to(self.device)
+        layout = Layout(room, len(data.numeric_names), data.cardinalities)
+        self.stack = Stack(layout, n_slots, starts if data.cardinalities else None, self.device)
+        kinds = {t.name: "mse" if t.kind == "regression" else "bce" for t in data.tasks}
+        self.loss = MultiTaskLoss([TaskConfig(loss=kinds[n]) for n in room.tasks], self.device)
+        n_regression, n_binary = self.loss.n_regression, len(room.tasks) - self.loss.n_regression
+        self.loss.huber = torch.zeros(n_slots, 1, n_regression, dtype=torch.bool, device=self.device)
+        self.loss.alpha = torch.ones(2, n_slots, 1, n_binary, dtype=torch.float32, device=self.device)
+        self.loss.gamma = torch.zeros(n_slots, 1, n_binary, dtype=torch.float32, device=self.device)
+        self.task_weights = torch.zeros(n_slots, len(room.tasks), device=self.device)
+        self.trained = torch.zeros(n_slots, 1, len(room.tasks), dtype=torch.bool, device=self.device)
+        self._trainings: dict[int, Training] = {}
+        for slot in range(n_slots):
+            self.stack.clear(slot)
+
+    # ---- who is in it
+
+    @property
+    def n_free(self) -> int:
+        """Slots that a training can join."""
+        return self.n_slots - len(self._trainings)
+
+    def join(self, training: Training) -> int:
+        """Give a training a free slot; it may be new, restored from a checkpoint, or come from another array.
+
+        Raises ValueError where no slot is free, or where it cannot train here (`bucket_of`, `room_for`).
+        """
+        if bucket_of(training.config) != self.bucket:
+            raise ValueError(f"expected a training of {self.bucket}, got {bucket_of(training.config)}")
+        if not self.room.holds(training.config.network, training.names):
+            raise ValueError(f"expected a training that fits into {self.room}, got {training.config.network}")
+        if training.train is not self.rows:
+            raise ValueError("expected a training on the same data and device, got one on others")
+        if not self.n_free:
+            raise ValueError(f"expected a free slot, got none of {self.n_slots}")
+        slot = min(set(range(self.n_slots)) - set(self._trainings))
+        self._trainings[slot] = training
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """Free a slot. Its training has everything of the epochs it has ended."""
+        del self._trainings[slot]
+
+    # ---- an epoch
+
+    def epoch(self, slots: Iterable[int]) -> dict[int, Measurement | Exception]:
+        """One epoch of the trainings in these slots; the others wait and do not change.
+
+        Of each its measurement, as `Training.epoch` gives it, or the exception that it raised. A slot that
+        failed is free, and its training is not to be used again.
+        """
+        start = time.monotonic()
+        active = {slot: self._trainings[slot] for slot in sorted(slots)}
+        if not active:
+            return {}
+        for slot in range(self.n_slots):
+            self.stack.clear(slot)
+            self.trained[slot], self.task_weights[slot] = False, 0.0
+        for slot, training in active.items():
+            self._load(slot, training)
+        sums = self._train(active)
+        return {slot: self._ended(slot, training, sums, start) for slot, training in active.items()}
+
+    def _columns(self, training: Training) -> list[int]:
+        return [self.room.tasks.index(name) for name in training.names]
+
+    def _load(self, slot: int, training: Training) -> None:
+        columns, n = self._columns(training), self.loss.n_regression
+        self.stack.load(slot, training.network, training.optimizer, training.names)
+        own, n_own = training.loss, training.loss.n_regression
+        binary = [column - n for column in columns[n_own:]]
+        self.loss.huber[slot, 0, columns[:n_own]] = own.huber
+        self.loss.alpha[:, slot, 0, binary] = own.alpha
+        self.loss.gamma[slot, 0, binary] = own.gamma
+        self.task_weights[slot, columns] = training.balancing.weights
+        self.trained[slot, 0, columns] = True
+
+    def _train(self, active: dict[int, Training]) -> EpochSums:
+        """Take the steps of an epoch. An empty slot reads the first row again and again, and learns nothing."""
+        n_steps = len(self.sizes)
+        order = torch.zeros(self.n_slots, len(self.targets), dtype=torch.int64, device=self.device)
+        lr, first = torch.zeros(2, self.n_slots, dtype=torch.float64)
+        for slot, training in active.items():
+            order[slot] = training.begin_epoch()[1]
+            lr[slot] = training.optimizer.param_groups[0]["lr"]
+            first[slot] = training.next_epoch * n_steps
+        rates = torch.stack(adam_rates(lr, first, n_steps)).to(self.device, self.stack.values.dtype)
+        sums = EpochSums(len(self.room.tasks), self.device, (self.n_slots,))
+        compared = min(n_steps, COMPARED_STEPS) // 2
+        for step, rows in enumerate(order.split(self.sizes, dim=1)):
+            self._step(rows, rates[:, step], sums, step % COMPARED_STEPS == compared)
+        return sums
+
+    def _step(self, rows: Tensor, rates: Tensor, sums: EpochSums, is_compared: bool) -> None:
+        """One step of every slot. Shape: rows [K, B], rates [2, K, 1]."""
+        stack = self.stack
+        outputs = stack.forward(_taken(self.rows.numeric, rows), _taken(self.rows.codes, rows))
+        targets = torch.where(self.trained, _taken(self.targets, rows), torch.nan)
+        if more := aligned(rows.shape[1]) - rows.shape[1]:  # rows that do not count, so that every slot is aligned
+            outputs = F.pad(outputs, (0, 0, 0, more))
+            targets = F.pad(targets, (0, 0, 0, more), value=torch.nan)
+        losses, present = self.loss(outputs, targets)
+        if is_compared:
+            sums.compare(_gradient_matrices(losses, stack.last_shared), self.task_weights)
+        leaves = list(stack.weights.values())
+        # the sum over slots has the gradient 1 for each of them, and nobody reads its value
+        gradients = torch.autograd.grad((losses * self.task_weights).sum(), leaves)
+        stack.step(stack.layout.joined(dict(zip(stack.weights, gradients, strict=True))), *rates)
+        sums.add(losses, present, self.task_weights)
+
+    def _ended(self, slot: int, training: Training, sums: EpochSums, start: float) -> Measurement | Exception:
+        try:
+            trained = sums.of(slot, self._columns(training)).metrics(training.names, training.order)
+            n_new = len(self.sizes)
+            n_all = (training.next_epoch + 1) * n_new
+            self.stack.store(slot, training.network, training.optimizer, n_new, n_all)
+            return training.end_epoch(trained, start)
+        except Exception as error:  # whatever it is, it is this training's, and the others go on
+            self.leave(slot)
+            return error
+
+
+def _taken(values: Tensor, rows: Tensor) -> Tensor:
+    """[N, D] at rows [K, B] -> [K, B, D]."""
+    return values.index_select(0, rows.flatten()).view(*rows.shape, values.shape[1])
+
+
+def _gradient_matrices(losses: Tensor, weights: Tensor) -> Tensor:
+    """Gradients of the losses [K, T] with respect to each slot's weights [K, ...] -> [K, T, P]; keeps the graph."""
+    per_task = [torch.autograd.grad(t.sum(), weights, retain_graph=True)[0].flatten(1) for t in losses.unbind(1)]
+    return torch.stack(per_task, dim=1)
