@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
-from scipy.special import betaincinv, expit, logit
+from scipy.special import expit, logit
 from torch import Tensor
 
+from models.precision import Evidence, Tally
 from models.trainer import InputError
 
 Kind = Literal["identity", "platt", "isotonic"]
@@ -296,33 +297,33 @@ def _fit_isotonic(logits: np.ndarray, labels: np.ndarray) -> Calibrator:
 
 
 def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, n_bins: int = RELIABILITY_BINS
+    probabilities: np.ndarray, labels: np.ndarray, unit: np.ndarray, n_bins: int = RELIABILITY_BINS
 ) -> list[dict[str, float]]:
     """What was predicted and what happened, in bins of equally many rows, as nearly as whole tie groups allow.
 
-    Shape: each [N].
+    Shape: each [N]; `unit` is what rows hang together in, any numbers.
 
     Returns:
         At most `n_bins` bins from low to high: mean `predicted` probability, `observed` share of positives, `low`
-        and `high` (two-sided 95 % Clopper-Pearson interval of `observed`, rows as independent), `count` of rows.
+        and `high` (two-sided 95 % interval of `observed` by units, `models.precision`), `count` of rows.
     """
     order = np.argsort(probabilities, kind="stable")
     ascending, hit = np.asarray(probabilities, np.float64)[order], np.asarray(labels, np.float64)[order]
+    unit = np.asarray(unit)[order]
     n_rows = len(ascending)
     ranks = np.arange(1, n_bins) * n_rows // n_bins
     inner = np.searchsorted(ascending, ascending[ranks], side="left") if n_rows else ranks
     edges = np.unique(np.concatenate(([0], inner, [n_rows])))
     bins = []
-    tail = (1.0 - _CONFIDENCE) / 2.0
     for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        n, k = end - start, float(hit[start:end].sum())
+        found = Evidence.of(Tally.of(hit[start:end], unit[start:end]), (1.0 - _CONFIDENCE) / 2.0)
         bins.append(
             {
                 "predicted": float(ascending[start:end].mean()),
-                "observed": k / n,
-                "low": float(betaincinv(k, n - k + 1.0, tail)) if k else 0.0,
-                "high": float(betaincinv(k + 1.0, n - k, 1.0 - tail)) if k < n else 1.0,
-                "count": n,
+                "observed": found.share,
+                "low": found.bound,
+                "high": found.upper_bound,
+                "count": found.n,
             }
         )
     return bins

@@ -46,6 +46,16 @@ class Tally(NamedTuple):
     n_units: int
     by_unit: tuple[Floats, Floats] | None
 
+    @classmethod
+    def of(cls, labels: np.ndarray, unit: np.ndarray) -> Tally:
+        """Of rows that are all selected. Shape: both [N], any units."""
+        units, codes = np.unique(unit, return_inverse=True)
+        n, n_true, n_units = len(labels), int(np.sum(labels == 1)), len(units)
+        if n_units == n:
+            return cls(n, n_true, n, None)
+        true = np.bincount(codes, np.asarray(labels, np.float64))
+        return cls(n, n_true, n_units, (np.bincount(codes).astype(np.float64), true))
+
 
 @dataclass(frozen=True)
 class JudgedRows:

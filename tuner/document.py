@@ -284,8 +284,8 @@ def _reliability(findings: Findings) -> dict[str, Any]:
         "arm": nominee["arm"],
         "number": nominee["number"],
         "role": rows.role,
-        "raw": reliability(scores.raw, rows.labels),
-        "calibrated": reliability(scores.calibrated, rows.labels),
+        "raw": reliability(scores.raw, rows.labels, rows.unit),
+        "calibrated": reliability(scores.calibrated, rows.labels, rows.unit),
     }
 
 

@@ -275,8 +275,8 @@ def reliability(document: Mapping[str, Any]) -> Figure | Missing:
     zeros = any(b["observed"] <= 0 for b in bins)
     caption = (
         f"Observed against predicted rate in {len(found['calibrated'] or found['raw'])} bins of equal mass, {n:,} "
-        f"rows of {found['role']}; fit {found['number']} of {found['arm']}; Clopper–Pearson intervals, "
-        "confidence 95 %."
+        f"rows of {found['role']}; fit {found['number']} of {found['arm']}; 95 % intervals over the unit "
+        f"{document['sample']['unit']}."
         + (" A bin without a positive is drawn at the lower edge." if log and zeros else "")
         + (" Both axes are logarithmic." if log else "")
     )

@@ -23,6 +23,7 @@ import pandas as pd
 
 from models.gift.data import Categories
 from models.gift.history import Axis, Events, Past
+from models.gift.split import chunks
 from models.trainer import InputError
 
 FEATURES_VERSION = 1  # raise it with any change of a feature's value, name or order
@@ -198,14 +199,10 @@ def build(
     numeric = np.empty((len(clicks), len(names)), dtype=np.float32, order="F")
     column = {name: numeric[:, i] for i, name in enumerate(names)}
     with ThreadPoolExecutor(max_workers=2) as pool:  # numpy sorts and searches without the GIL
-        for done in [pool.submit(_write_histories, group, frames, column) for group in HISTORIES]:
+        histories = [pool.submit(_write_histories, group, frames, column) for group in HISTORIES]
+        categorical = pool.submit(_write_rest, frames, column, snapshot_features).result()
+        for done in histories:
             done.result()
-    started = time.perf_counter()
-    categorical = _write_clock(clicks["timestamp"].to_numpy(), column)
-    for name in ("user", "streamer"):
-        categorical |= _write_profile(name, frames, column, snapshot_features)
-    categorical |= _write_room(frames, column)
-    _log.info("features: profiles and rooms in %.1f s", time.perf_counter() - started, extra={"action": "features"})
     return numeric, names, {name: categorical[name] for name in categorical_meanings(snapshot_features)}
 
 
@@ -231,10 +228,11 @@ def _write_histories(group: str, frames: Mapping[str, pd.DataFrame], column: Map
     for kind, code in event_codes.items():
         price = frames[kind]["gift_price"].to_numpy() if kind == "gift" else None
         events[kind] = Events(axis, code, event_times[kind], price)
-    past = {kind: Past(table, base, now) for kind, table in events.items()}
-    for kind, windows in HISTORIES[group]:
-        for window in windows:
-            column[feature_name(group, kind, window)][order] = np.log1p(_history(past, kind, window))
+    for rows in chunks(slice(0, len(order))):  # small enough for temporaries to stay in the cache
+        past = {kind: Past(table, base[rows], now[rows]) for kind, table in events.items()}
+        for kind, windows in HISTORIES[group]:
+            for window in windows:
+                column[feature_name(group, kind, window)][order[rows]] = np.log1p(_history(past, kind, window))
     _log.info(
         "features: %s histories in %.1f s", group, time.perf_counter() - started, extra={"action": "features"}
     )
@@ -277,6 +275,18 @@ def _group_codes(group: str, frames: Mapping[str, pd.DataFrame]) -> tuple[np.nda
 
 
 # ---------------------------------------------------------------------------------------------- the rest
+
+
+def _write_rest(
+    frames: Mapping[str, pd.DataFrame], column: Mapping[str, np.ndarray], snapshot_features: bool
+) -> dict[str, Categories]:
+    started = time.perf_counter()
+    categorical = _write_clock(frames["click"]["timestamp"].to_numpy(), column)
+    for name in ("user", "streamer"):
+        categorical |= _write_profile(name, frames, column, snapshot_features)
+    categorical |= _write_room(frames, column)
+    _log.info("features: profiles and rooms in %.1f s", time.perf_counter() - started, extra={"action": "features"})
+    return categorical
 
 
 def _write_clock(times: np.ndarray, column: Mapping[str, np.ndarray]) -> dict[str, Categories]:

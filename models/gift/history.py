@@ -70,22 +70,25 @@ class Past:
     """What of `events` lies before each query, in the whole past (window None) or in the last `window` ms.
 
     Queries, `base` (group * span) and `now` (time on the axis), come sorted by (group, time): neighbouring
-    searches then touch neighbouring memory. Index ranges are remembered per window.
+    searches then touch neighbouring memory. Index ranges, in the part of the events that lies between the first
+    and the last query, are remembered per window. N >= 1.
     """
 
     def __init__(self, events: Events, base: np.ndarray, now: np.ndarray) -> None:
         self._events, self._base, self._now = events, base, now
+        low, high = np.searchsorted(events.key, (base[0], base[-1] + now[-1]))
+        self._key, self._sums = events.key[low:high], slice(low, high + 1)  # what these queries can find
         self._begins: dict[int, np.ndarray] = {}
 
     @cached_property
     def _first(self) -> np.ndarray:
         """[N] index of the group's first event."""
-        return np.searchsorted(self._events.key, self._base)
+        return np.searchsorted(self._key, self._base)
 
     @cached_property
     def _end(self) -> np.ndarray:
         """[N] index after the last event before now."""
-        return np.searchsorted(self._events.key, self._base + self._now)
+        return np.searchsorted(self._key, self._base + self._now)
 
     def _begin(self, window: int | None) -> np.ndarray:
         """[N] index of the first event at or after now - window."""
@@ -93,7 +96,7 @@ class Past:
             return self._first
         if window not in self._begins:
             since = np.maximum(self._now - window, 0)
-            self._begins[window] = np.searchsorted(self._events.key, self._base + since)
+            self._begins[window] = np.searchsorted(self._key, self._base + since)
         return self._begins[window]
 
     def count(self, window: int | None) -> np.ndarray:
@@ -102,7 +105,7 @@ class Past:
 
     def value(self, window: int | None) -> np.ndarray:
         """[N] int64 sum of the events' values."""
-        totals = self._events.total_value
+        totals = self._events.total_value[self._sums]
         return totals[self._end] - totals[self._begin(window)]
 
     def lapse(self, window: int | None) -> np.ndarray:
@@ -111,12 +114,12 @@ class Past:
         return lapse if window is None else lapse - self._lapse(self._begin(window), self._now - window)
 
     def _lapse(self, end: np.ndarray, now: np.ndarray) -> np.ndarray:
-        totals = self._events.total_time
+        totals = self._events.total_time[self._sums]
         return (end - self._first) * now - (totals[end] - totals[self._first])
 
     def since_last(self) -> np.ndarray:
         """[N] float64 time since the last event, NaN where there is none."""
-        if not len(self._events.key):
+        if not len(self._key):
             return np.full(len(self._now), np.nan)
-        last = self._events.key[np.maximum(self._end - 1, 0)] - self._base
+        last = self._key[np.maximum(self._end - 1, 0)] - self._base
         return np.where(self._end > self._first, (self._now - last).astype(np.float64), np.nan)

@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,11 @@ def read(folder: Path, snapshot_features: bool) -> RawTable:
     """
     frames, facts = read_frames(folder, snapshot_features)
     clicks = frames["click"]
-    labels, facts["events"] = last_touch_labels(frames)
     facts["label_version"], facts["features_version"] = LABEL_VERSION, features.FEATURES_VERSION
-    numeric, names, categorical = features.build(frames, snapshot_features)
+    with ThreadPoolExecutor(1) as pool:
+        labelling = pool.submit(last_touch_labels, frames)
+        numeric, names, categorical = features.build(frames, snapshot_features)
+        labels, facts["events"] = labelling.result()
     user = clicks["user_id"].to_numpy()
     order = clicks["timestamp"].to_numpy()
     return RawTable(numeric, names, categorical, labels, user, order, _user_hash(user), facts)
@@ -67,19 +70,22 @@ def read_frames(folder: Path, snapshot_features: bool) -> tuple[dict[str, pd.Dat
     files = find_files(folder)
     facts: dict[str, Any] = {"rows": {}, "files": {name: path.name for name, path in files.items()}}
     frames: dict[str, pd.DataFrame] = {}
-    for name, path in files.items():
-        started = time.perf_counter()
-        table = read_table(path, name, features.profile_columns(name, snapshot_features))
-        facts["rows"][name] = table.num_rows
-        if name == "room":
-            lives = pa.array(pd.unique(frames["click"]["live_id"]))
-            table = table.filter(pc.is_in(table["live_id"], value_set=lives))
-        frames[name] = _to_frame(table)
-        _log.info(
-            "%s: %d rows read in %.1f s", path.name, facts["rows"][name], time.perf_counter() - started,
-            extra={"action": "file_read", "path": str(path)},
-        )  # fmt: skip
-    frames["click"] = _in_row_order(frames["click"])
+    with ThreadPoolExecutor(1) as pool:
+        for name, path in files.items():
+            started = time.perf_counter()
+            table = read_table(path, name, features.profile_columns(name, snapshot_features))
+            facts["rows"][name] = table.num_rows
+            if name == "room":
+                lives = pa.array(pd.unique(frames["click"]["live_id"]))
+                table = table.filter(pc.is_in(table["live_id"], value_set=lives))
+            frames[name] = _to_frame(table)
+            if name == "click":
+                ordering = pool.submit(_in_row_order, frames[name])  # while the other files are read
+            _log.info(
+                "%s: %d rows read in %.1f s", path.name, facts["rows"][name], time.perf_counter() - started,
+                extra={"action": "file_read", "path": str(path)},
+            )  # fmt: skip
+    frames["click"] = ordering.result()
     facts["duplicates"] = {}
     for name, key in (("user", "user_id"), ("streamer", "streamer_id")):
         frames[name], facts["duplicates"][name] = _unique_profiles(frames[name], key)
@@ -250,9 +256,9 @@ def _unique_starts(room: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     names = list(room.columns)
     keys = sorted(range(len(names)), key=lambda i: {"live_id": 2, "start_timestamp": 1}.get(names[i], 0))
     room = room.iloc[np.lexsort([np.asarray(fields[i]) for i in keys])]
-    repeats = int(room["live_id"].duplicated().sum())
-    last = ~room.duplicated(["live_id", "start_timestamp"], keep="last")
-    return room[last].reset_index(drop=True), repeats
+    same_live, same_start = (np.diff(room[name].to_numpy()) == 0 for name in ("live_id", "start_timestamp"))
+    last = np.append(~(same_live & same_start), True)[: len(room)]
+    return room[last].reset_index(drop=True), int(same_live.sum())
 
 
 def _click_facts(frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -202,8 +203,13 @@ def write(
         "roles": _role_facts(assignment, tasks, labels),
         "facts": raw.facts,
     }
-    for role in ROLES:
-        _write_role(folder / role, raw, labels, tasks, assignment, role, encoder, levels)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # most of it is the disk's, the rest numpy's: without the GIL
+        roles = [
+            pool.submit(_write_role, folder / role, raw, labels, tasks, assignment, role, encoder, levels)
+            for role in ROLES
+        ]
+        for done in roles:
+            done.result()
     write_array(folder / QUANTILES, quantiles)
     (folder / STATISTICS).write_text(json.dumps(statistics, indent=1, default=_plain))
 

@@ -14,7 +14,7 @@ import numpy as np
 from models.gift.data import RawTable, Split
 from models.trainer import ROLES, InputError, Role
 
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 10_000  # temporaries fit the cache; at powers of two columns would crowd into the same of its sets
 Rows = np.ndarray | slice
 
 

@@ -422,7 +422,7 @@ def test_reliability_bins_are_whole_tie_groups_of_about_equal_mass(
     sample: list[tuple[float, bool]], n_bins: int
 ) -> None:
     probabilities, labels = np.array(sample, np.float64).reshape(-1, 2).T
-    bins = reliability(probabilities, labels, n_bins)
+    bins = reliability(probabilities, labels, np.arange(len(sample)), n_bins)
     ascending = np.sort(probabilities)
     edges = np.cumsum([0, *(b["count"] for b in bins)])
     assert edges[-1] == len(sample)
@@ -441,11 +441,29 @@ def test_reliability_bins_are_whole_tie_groups_of_about_equal_mass(
 
 def test_reliability_without_ties_has_equal_bins_and_shows_a_good_calibration() -> None:
     logits, labels = population(20_000, 5, slope=1.0, shift=0.0)
-    bins = reliability(expit(logits), labels)
+    bins = reliability(expit(logits), labels, np.arange(len(labels)))
     assert [b["count"] for b in bins] == [1000] * 20
     inside = [b["low"] <= b["predicted"] <= b["high"] for b in bins]
     assert sum(inside) >= 17
     assert json.loads(json.dumps(bins)) == bins
+
+
+def test_reliability_of_rows_that_hang_together_in_days_holds_as_often_as_it_says() -> None:
+    """60 days of 40 rows whose rate swings: the share of intervals that hold the true rate of a bin."""
+    rng = np.random.default_rng(0)
+    day = np.repeat(np.arange(60), 40)
+    held = {"day": 0, "row": 0}
+    for _ in range(150):
+        level = rng.normal(size=60)[day]
+        probabilities = expit(rng.normal(size=len(day)))
+        labels = rng.random(len(day)) < expit(logit(probabilities) + level)
+        rates = [expit(logit(probabilities)[:, None] + rng.normal(size=200)).mean(1)]  # over days not drawn
+        middle = np.argsort(probabilities)[len(day) // 3 : len(day) * 2 // 3]
+        for kind, unit in (("day", day), ("row", np.arange(len(day)))):
+            entry = reliability(probabilities, labels, unit, 3)[1]
+            held[kind] += entry["low"] <= rates[0][middle].mean() <= entry["high"]
+    assert held["day"] >= 0.9 * 150
+    assert held["row"] < 0.7 * 150
 
 
 # ---------------------------------------------------------------------------------------- smearing
