@@ -199,12 +199,25 @@ class Ranking:
             below = torch.searchsorted(others, scores) + torch.searchsorted(others, scores, right=True)
             share = below.double() / (2 * len(others))
             moved[own] = sign * (share - (area if sign > 0 else 1.0 - area)) / len(scores)
-        if unit is not None:
-            codes = torch.unique(unit, return_inverse=True)[1]
-            moved = torch.zeros(int(codes.max()) + 1, dtype=torch.float64, device=moved.device).index_add_(
-                0, codes, moved
-            )
-        return (moved.square().sum() * len(moved) / (len(moved) - 1)).sqrt()
+        return _error(moved, unit)
+
+    def average_precision_se(self, unit: Tensor | None = None) -> Tensor:
+        """Standard error of `average_precision`, 0-d: by rows, or by the units that they hang together in.
+
+        The infinitesimal jackknife: a row moves the average by its derivative with respect to the row's weight, and
+        what the rows of one unit move together is one observation. Needs two units. Shape: unit [N], any numbers.
+        """
+        labels, precision = torch.diff(self.cumulative[_LABEL]), self.true_positives / self.end
+        whole = (labels * precision).sum() / self.truth.n_positive
+        # a row counts among the rows at and above every positive that scores no higher
+        upward = torch.stack([labels / self.end, labels * precision / self.end]).flip(1)
+        reached = functional.pad(torch.cumsum(upward, dim=1), (1, 0))
+        marked = torch.searchsorted(self.scores.flip(0), self.logits, right=True)
+        as_positive, as_any = reached[:, marked]
+        first = len(self.scores) - marked  # the highest marked row that scores no higher; a positive finds its own
+        own = functional.pad(precision, (0, 1))[first] - whole
+        positive = (self.truth.signs < 0).double()
+        return _error((positive * (own + as_positive) - as_any) / self.truth.n_positive, unit)
 
     def log_loss(self) -> Tensor:
         """Mean negative log likelihood of the logits; terms in float32, summed in float64."""
@@ -268,6 +281,16 @@ class Ranking:
                 found[f"capture_at_{percent}pct"] = inside[_TOP + i, i] / truth.top_sizes[i]
                 found[f"revenue_at_{percent}pct"] = inside[_MONEY, i] / total[_MONEY]
         return found
+
+
+def _error(moved: Tensor, unit: Tensor | None) -> Tensor:
+    """Standard error of what rows [N] move, or the units that they are of."""
+    if unit is not None:
+        codes = torch.unique(unit, return_inverse=True)[1]
+        moved = torch.zeros(int(codes.max()) + 1, dtype=moved.dtype, device=moved.device).index_add_(
+            0, codes, moved
+        )
+    return (moved.square().sum() * len(moved) / (len(moved) - 1)).sqrt()
 
 
 def _sorted(values: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Validation:
     def _metrics(self, ranking: Ranking, rows: slice) -> dict[str, Tensor]:
         found, unit = ranking.metrics(self.probability), None if self.unit is None else self.unit[rows]
         if unit is None or int(unit.min()) < int(unit.max()):  # a single unit says nothing of its error
-            found["roc_auc_se"] = ranking.roc_auc_se(unit)
+            found |= {"roc_auc_se": ranking.roc_auc_se(unit), "pr_auc_se": ranking.average_precision_se(unit)}
         return found
 
     def _over_folds(self, scores: Tensor) -> dict[str, float]:

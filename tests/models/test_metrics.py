@@ -96,6 +96,28 @@ def test_the_error_of_the_roc_by_units_is_the_spread_of_fresh_samples() -> None:
     assert np.mean(by_row) < 0.8 * np.std(found)
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows())
+def test_the_error_of_the_average_precision_is_that_of_its_derivatives(data: tuple) -> None:
+    """Against differences of scikit-learn's average precision with one row's weight changed."""
+    scores, labels, _ = data
+    step, moved = 1e-5, []
+    for row in range(len(labels)):
+        ends = []
+        for sign in (1.0, -1.0):
+            weights = np.ones(len(labels))
+            weights[row] += sign * step
+            ends.append(average_precision_score(labels, scores, sample_weight=weights))
+        moved.append((ends[0] - ends[1]) / (2 * step))
+    by_row = math.sqrt(np.square(moved).sum() * len(moved) / (len(moved) - 1))
+    assert ranked(scores, labels).average_precision_se().item() == pytest.approx(by_row, abs=1e-8)
+    unit = np.arange(len(labels)) % max(len(labels) // 3, 2)
+    by_unit = np.bincount(unit, moved)
+    expected = math.sqrt(np.square(by_unit).sum() * len(by_unit) / (len(by_unit) - 1))
+    found = ranked(scores, labels).average_precision_se(torch.from_numpy(unit) * 5 - 2).item()
+    assert found == pytest.approx(expected, abs=1e-8)
+
+
 @pytest.mark.parametrize("decimals", [0, 2, 7])
 def test_equal_to_scikit_learn_on_many_rows(decimals: int) -> None:
     rng = np.random.default_rng(1)

@@ -120,6 +120,7 @@ def test_metrics_are_those_of_the_scores(data, tmp_path, unit):
     decided = decide(ranking, decision, TRAINER.labels(data, "valid", decision).unit)
     by_unit = None if unit == "row" else torch.from_numpy(np.array(part.day if unit == "day" else part.stock))
     assert metrics["valid/rise/roc_auc_se"] == ranking.roc_auc_se(by_unit).item()
+    assert metrics["valid/rise/pr_auc_se"] == ranking.average_precision_se(by_unit).item()
     assert decided.items() <= {name.removeprefix("valid/rise/"): value for name, value in metrics.items()}.items()
     selected = scores >= decided["threshold"]
     assert metrics["valid/rise/n_days_selected"] == len(set(part.day[selected]))
