@@ -45,11 +45,11 @@ def read(folder: Path, snapshot_features: bool) -> RawTable:
     """
     frames, facts = read_frames(folder, snapshot_features)
     clicks = frames["click"]
-    facts["label_version"], facts["features_version"] = LABEL_VERSION, features.FEATURES_VERSION
     with ThreadPoolExecutor(1) as pool:
         labelling = pool.submit(last_touch_labels, frames)
         numeric, names, categorical = features.build(frames, snapshot_features)
         labels, facts["events"] = labelling.result()
+    facts["label_version"], facts["features_version"] = LABEL_VERSION, features.FEATURES_VERSION
     user = clicks["user_id"].to_numpy()
     order = clicks["timestamp"].to_numpy()
     return RawTable(numeric, names, categorical, labels, user, order, _user_hash(user), facts)

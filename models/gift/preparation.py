@@ -7,6 +7,8 @@ matrix is never copied as a whole: statistics go by blocks of columns, writing b
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ SKEWED = 2.0  # |skewness| on train above which a generic table's column is comp
 _BLOCK_COLUMNS = 8
 STATISTICS = "statistics.json"
 QUANTILES = "quantiles.npy"
+_log = logging.getLogger("models.gift")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def fit_numeric(
     compressed, missing = np.zeros(n_columns, bool), np.zeros(n_columns, bool)
     mean, inverse_std = np.zeros(n_columns), np.zeros(n_columns)
     quantiles = np.zeros((N_QUANTILES + 1, n_columns), np.float32)
-    indicator_quantiles = []
-    for start in range(0, n_columns, _BLOCK_COLUMNS):
+
+    def fit_block(start: int) -> list[np.ndarray]:
+        indicator_quantiles = []
         block = np.ascontiguousarray(numeric[rows, start : start + _BLOCK_COLUMNS].T)
         for column, values in enumerate(block, start):
             gaps = np.isnan(values)
@@ -88,6 +92,11 @@ def fit_numeric(
                 values[gaps] = 0.0
                 indicator_quantiles.append(_quantiles(gaps.astype(np.float32)))
             quantiles[:, column] = _quantiles(values)
+        return indicator_quantiles
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        blocks = pool.map(fit_block, range(0, n_columns, _BLOCK_COLUMNS))
+        indicator_quantiles = [values for block in blocks for values in block]
     encoder = NumericEncoder(compressed, mean, inverse_std, np.flatnonzero(missing))
     extra = np.array(indicator_quantiles, np.float32).reshape(-1, N_QUANTILES + 1).T
     return encoder, np.concatenate([quantiles, extra], axis=1)
@@ -247,6 +256,7 @@ def _write_role(
     levels: Mapping[str, tuple[np.ndarray, tuple[str, ...]]],
 ) -> None:
     n, width = assignment.counts[role], len(raw.numeric_names) + len(encoder.indicators)
+    started = time.perf_counter()
     with (
         ArrayWriter(folder / "numeric.npy", (n, width), np.float32) as numeric,
         ArrayWriter(folder / "categorical.npy", (n, len(levels)), np.int32) as categorical,
@@ -263,6 +273,7 @@ def _write_role(
             categorical.append(_columns(codes, len(block), np.int32))
             targets.append(_columns([labels[task.name][rows] for task in tasks], len(block), np.float32))
             unit.append(raw.unit[rows])
+    _log.info("%s: %d rows written in %.1f s", role, n, time.perf_counter() - started, extra={"action": "written"})
 
 
 def _columns(columns: list[np.ndarray], n: int, dtype: Any) -> np.ndarray:
