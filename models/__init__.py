@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 from models.trainer import InputError
 
 # What every evaluation holds the trainers' models against (`models.baselines`).
 BASELINES = ("base_rate", "logistic_regression", "xgboost")
+# What an evaluation may judge models by.
+Metric = Literal["pr_auc", "roc_auc"]
 TRAINERS = {"gift": "models.gift.trainer:GiftTrainer", "stock": "models.stock.trainer:StockTrainer"}
 
 

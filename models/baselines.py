@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, logit
 
-from models import BASELINES
+from models import BASELINES, Metric
 from models.trainer import Features, InputError, Labels, Predictions
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # prior variances of a linear model's weights, from strong to weak penalty
@@ -34,7 +34,6 @@ _BOOSTING = {"tree_method": "hist", "learning_rate": 0.1, "max_depth": 6, "subsa
 _log = logging.getLogger(__name__)
 
 Kind = Literal["binary", "regression"]
-Metric = Literal["pr_auc", "roc_auc"]
 Score = Callable[[Features], np.ndarray]  # [N] float64: a logit, or a standardised target
 _Fit = Callable[["_Rows", "_Rows", Kind], Score]
 

@@ -124,17 +124,11 @@ def _found(rows: JudgedRows, threshold: float, delta: float) -> tuple[Evidence, 
     chosen = rows.scores >= np.float32(threshold)
 
     def count(which: np.ndarray) -> np.ndarray:
-        return np.bincount(unit[which], minlength=rows.n_units).astype(np.float64)
+        return np.bincount(unit[which], minlength=rows.n_units)
 
     selected, positive, both = count(chosen), count(rows.labels), count(chosen & rows.labels)
-    return _evidence(positive, both, delta), _evidence(selected + positive, 2.0 * both, delta)
-
-
-def _evidence(n: np.ndarray, n_true: np.ndarray, delta: float) -> Evidence:
-    """Of a share, from what each unit has of it. Shape: both [U]."""
-    seen = n > 0
-    by_unit = None if (n[seen] == 1).all() else (n[seen], n_true[seen])
-    return Evidence.of(Tally(int(n.sum()), int(n_true.sum()), int(seen.sum()), by_unit), delta)
+    shares = Tally.of_units(positive, both), Tally.of_units(selected + positive, 2 * both)
+    return Evidence.of(shares[0], delta), Evidence.of(shares[1], delta)
 
 
 def _sentence(cut: Evidence, target: float, confidence: float, kept: bool | None, refuted: bool) -> str:

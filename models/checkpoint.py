@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,21 @@ def latest(run: Run) -> Checkpoint | None:
     logged by name and skipped.
     """
     return _latest(run, before=None)
+
+
+def resumed(run: Run, restore: Callable[[Checkpoint], Measurement]) -> Iterator[Measurement]:
+    """The measurement of the checkpoint to go on from, once more, as `restore` gives it; nothing without one."""
+    found = latest(run)
+    if found is not None:
+        measurement, found = restore(found), None  # its tensors need not be held while it is looked at
+        yield measurement
+
+
+def refuse_other(found: Checkpoint, identity: Mapping[str, Any]) -> None:
+    """Raises InputError where a state differs from what this run's would be."""
+    for name, value in identity.items():
+        if found.state[name] != value:
+            raise InputError(f"{found.path}: expected a checkpoint of this {name}, got one of another; remove it")
 
 
 def load(path: Path) -> Checkpoint:

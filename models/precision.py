@@ -49,12 +49,16 @@ class Tally(NamedTuple):
     @classmethod
     def of(cls, labels: np.ndarray, unit: np.ndarray) -> Tally:
         """Of rows that are all selected. Shape: both [N], any units."""
-        units, codes = np.unique(unit, return_inverse=True)
-        n, n_true, n_units = len(labels), int(np.sum(labels == 1)), len(units)
-        if n_units == n:
-            return cls(n, n_true, n, None)
-        true = np.bincount(codes, np.asarray(labels, np.float64))
-        return cls(n, n_true, n_units, (np.bincount(codes).astype(np.float64), true))
+        codes = np.unique(unit, return_inverse=True)[1]
+        return cls.of_units(np.bincount(codes), np.bincount(codes, labels))
+
+    @classmethod
+    def of_units(cls, selected: np.ndarray, true: np.ndarray) -> Tally:
+        """Of what each unit has selected, and true among it; one without any does not count. Shape: both [U]."""
+        seen = selected > 0
+        n, n_units = int(selected.sum()), int(seen.sum())
+        by_unit = None if n_units == n else (selected[seen].astype(np.float64), true[seen].astype(np.float64))
+        return cls(n, int(true.sum()), n_units, by_unit)
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class JudgedRows:
         chosen = chosen[np.argsort(-self.scores[chosen], kind="stable")]
         ends = np.searchsorted(-self.scores[chosen], -thresholds, side="right").tolist()
         labels = self.labels[chosen]
-        n_true = np.concatenate([[0], np.cumsum(labels)])
         if self.unit is None:
+            n_true = np.concatenate([[0], np.cumsum(labels)])
             yield from (Tally(end, int(n_true[end]), end, None) for end in ends)
             return
         unit, before = self.unit[chosen], 0
@@ -104,10 +108,8 @@ class JudgedRows:
         for end in ends:
             selected += np.bincount(unit[before:end], minlength=self.n_units)
             true += np.bincount(unit[before:end], labels[before:end], minlength=self.n_units)
-            before, seen = end, selected > 0
-            n_units = int(seen.sum())
-            by_unit = None if n_units == end else (selected[seen], true[seen])
-            yield Tally(end, int(n_true[end]), n_units, by_unit)
+            before = end
+            yield Tally.of_units(selected, true)
 
 
 @dataclass(frozen=True)

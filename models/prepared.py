@@ -87,6 +87,12 @@ def file_hashes(files: Mapping[str, Path], memo: Path) -> dict[str, str]:
     return found
 
 
+def refuse_changed(path: Path, before: str, after: str) -> None:
+    """Raises InputError where the hash of the files at `path` is another than before they were read."""
+    if before != after:
+        raise InputError(f"{path}: expected files at rest, but they changed while they were read; start again")
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()

@@ -7,11 +7,11 @@ when there was but PR-AUC.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+from models import Metric
 from models.trainer import Objective
 
-Metric = Literal["pr_auc", "roc_auc"]
 LABELS: Mapping[Metric, str] = {"pr_auc": "PR-AUC", "roc_auc": "ROC-AUC"}
 
 

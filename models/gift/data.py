@@ -343,10 +343,8 @@ def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path
     tasks = options.task_list()
     preparation.write(folder, raw, labels, tasks, options.split, compress=options.source == "table")
     refuse_unusable(read_statistics(folder)["roles"], usable)
-    if not origin.simulated and origins.find_origin(data).data_hash != origin.data_hash:
-        raise InputError(
-            f"{origin.path}: expected files at rest, but they changed while they were read; start again"
-        )
+    if not origin.simulated:
+        prepared.refuse_changed(origin.path, origin.data_hash, origins.find_origin(data).data_hash)
     key = prepared_key(data, origin)
     log.info("data prepared: %s", origin.source, extra={"action": "prepared", "key": key})
 

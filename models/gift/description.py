@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.baselines import single_feature_pr_auc
+from models.description import check, table, usable_check
 from models.gift import kuailive, naive
 from models.gift.data import (
     GiftData,
@@ -23,7 +24,7 @@ from models.gift.data import (
 from models.gift.origin import Origin, find_origin, read_raw
 from models.gift.split import Assignment, assign
 from models.prepared import open_array
-from models.trainer import ROLES, DataSpec, Features, InputError
+from models.trainer import ROLES, DataSpec, Features
 
 SPARSE_BELOW = 0.05  # base rate under which one feature alone must not find a task's positives
 ALARM_AP = 0.2
@@ -45,7 +46,7 @@ def describe(data: DataSpec, seed: int = 0) -> dict[str, Any]:
     raw = read_raw(data, origin)
     assignment = assign(raw, options.split)
     tables = {
-        "data": _table(["what", "value"], _identity(origin, statistics)),
+        "data": table(["what", "value"], _identity(origin, statistics)),
         "files": _files_table(raw.facts),
         "roles": _roles_table(statistics["roles"]),
         "tasks": _tasks_table(statistics),
@@ -53,7 +54,7 @@ def describe(data: DataSpec, seed: int = 0) -> dict[str, Any]:
     if "events" in raw.facts:
         tables["events"] = _events_table(raw.facts["events"])
     tables["features"] = _features_table(statistics)
-    checks = [_usable_check(statistics["roles"])]
+    checks = [usable_check(lambda: refuse_unusable(statistics["roles"], frozenset(ROLES)))]
     if checks[0]["ok"]:
         found = _single_features(open_roles(data, origin, frozenset({"train", "valid"})))
         if found:
@@ -61,21 +62,13 @@ def describe(data: DataSpec, seed: int = 0) -> dict[str, Any]:
         checks += _single_checks(found)
     checks.append(_disjoint_check(raw, assignment, options))
     counts = {role: len(open_array(folder / role / "unit.npy")) for role in ROLES}
-    checks.append(_check("every row has one role", sum(counts.values()) == len(raw.unit), f"{counts}"))
+    checks.append(check("every row has one role", sum(counts.values()) == len(raw.unit), f"{counts}"))
     if options.source == "kuailive":
         checks.append(_attribution_check(raw))
         checks.append(_recomputed_check(raw, origin, options, seed))
     else:
         checks.append(_target_check(raw, options))
     return {"tables": tables, "checks": checks}
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    return {"columns": list(columns), "rows": [list(row) for row in rows]}
-
-
-def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"name": name, "ok": bool(ok), "detail": detail}
 
 
 def _identity(origin: Origin, statistics: Mapping[str, Any]) -> list[list[Any]]:
@@ -99,7 +92,7 @@ def _files_table(facts: Mapping[str, Any]) -> dict[str, Any]:
     repeated = facts.get("duplicates", {})
     names = facts.get("files", {})
     rows = [[names.get(name, name), count, repeated.get(name, "")] for name, count in facts["rows"].items()]
-    return _table(["file", "rows", "repeated ids"], rows)
+    return table(["file", "rows", "repeated ids"], rows)
 
 
 def _roles_table(roles: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +100,7 @@ def _roles_table(roles: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         [role, roles[role]["rows"], roles[role]["rows"] / max(total, 1), roles[role]["range"]] for role in ROLES
     ]
-    return _table(["role", "rows", "share", "range"], rows)
+    return table(["role", "rows", "share", "range"], rows)
 
 
 def _tasks_table(statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,13 +109,13 @@ def _tasks_table(statistics: Mapping[str, Any]) -> dict[str, Any]:
         for role in ROLES:
             counts = statistics["roles"][role]["tasks"][task["name"]]
             rows.append([task["name"], role, counts["known"], counts.get("positives", ""), counts["mean"]])
-    return _table(["task", "role", "rows that count", "positives", "base rate or mean"], rows)
+    return table(["task", "role", "rows that count", "positives", "base rate or mean"], rows)
 
 
 def _events_table(events: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     columns = ["rows", "attributed", "orphans", "rows_sum", "attributed_sum", "orphans_sum"]
     rows = [[kind, *(counts.get(column, "") for column in columns)] for kind, counts in events.items()]
-    return _table(["kind", *columns], rows)
+    return table(["kind", *columns], rows)
 
 
 def _features_table(statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,16 +128,7 @@ def _features_table(statistics: Mapping[str, Any]) -> dict[str, Any]:
         rows.append([name, kind, "", mean, 1.0 / inverse if inverse else 0.0])
     rows += [[name, "indicator", "", "", ""] for name in statistics["numeric_names"][len(rows) :]]
     rows += [[name, "categorical", len(kept), "", ""] for name, kept in statistics["levels"].items()]
-    return _table(["feature", "kind", "levels kept", "train mean", "train std"], rows)
-
-
-def _usable_check(roles: Mapping[str, Any]) -> dict[str, Any]:
-    name = "every role has rows, positives and negatives"
-    try:
-        refuse_unusable(roles, frozenset(ROLES))
-    except InputError as error:
-        return _check(name, False, str(error))
-    return _check(name, True, f"{len(ROLES)} roles")
+    return table(["feature", "kind", "levels kept", "train mean", "train std"], rows)
 
 
 def _single_features(dataset: GiftDataset) -> dict[Task, list[tuple[str, float]]]:
@@ -161,7 +145,7 @@ def _single_features(dataset: GiftDataset) -> dict[Task, list[tuple[str, float]]
 
 def _single_table(found: Mapping[Task, Sequence[tuple[str, float]]]) -> dict[str, Any]:
     rows = [[task.name, name, ap] for task, scores in found.items() for name, ap in scores[:_SHOWN_FEATURES]]
-    return _table(["task", "feature alone", "AP on valid"], rows)
+    return table(["task", "feature alone", "AP on valid"], rows)
 
 
 def _single_checks(found: Mapping[Task, Sequence[tuple[str, float]]]) -> list[dict[str, Any]]:
@@ -171,9 +155,9 @@ def _single_checks(found: Mapping[Task, Sequence[tuple[str, float]]]) -> list[di
         detail = f"best: {scores[0][0]} AP {scores[0][1]:.3f}"
         if above:
             detail = f"ALARM, AP above {ALARM_AP}: {', '.join(above)}; does it know the future?"
-        checks.append(_check(f"no feature alone predicts {task.name}", not above, detail))
+        checks.append(check(f"no feature alone predicts {task.name}", not above, detail))
     if not found:
-        checks.append(_check("no feature alone predicts a sparse task", True, f"no base rate < {SPARSE_BELOW}"))
+        checks.append(check("no feature alone predicts a sparse task", True, f"no base rate < {SPARSE_BELOW}"))
     return checks
 
 
@@ -182,12 +166,12 @@ def _disjoint_check(raw: RawTable, assignment: Assignment, options: GiftData) ->
     if by in ("day", "time"):
         ranges = [np.asarray(raw.order)[assignment.rows[r]] for r in ROLES if assignment.counts[r]]
         ok = all(before.max() < after.min() for before, after in pairwise(ranges))
-        return _check("roles are disjoint in time", ok, "each role ends before the next begins")
+        return check("roles are disjoint in time", ok, "each role ends before the next begins")
     if by == "group":
         shared = _shared_between_roles(raw.unit, assignment)
-        return _check("no group is in two roles", shared == 0, f"{shared} groups in two roles or more")
+        return check("no group is in two roles", shared == 0, f"{shared} groups in two roles or more")
     shared = _shared_between_roles(_row_contents(raw), assignment)
-    return _check("equal rows are on one side", shared == 0, f"{shared} row contents in two roles or more")
+    return check("equal rows are on one side", shared == 0, f"{shared} row contents in two roles or more")
 
 
 def _row_contents(raw: RawTable) -> np.ndarray:
@@ -222,7 +206,7 @@ def _attribution_check(raw: RawTable) -> dict[str, Any]:
     amount, attributed = raw.labels["gift_amount"].sum(), raw.facts["events"]["gift"]["attributed_sum"]
     faults += [f"gift_amount: labels hold {amount:g}, attributed {attributed}"] if amount != attributed else []
     orphans = ", ".join(f"{kind} {counts['orphans']}" for kind, counts in raw.facts["events"].items())
-    return _check("attributed + orphans = events", not faults, "; ".join(faults) or f"orphans: {orphans}")
+    return check("attributed + orphans = events", not faults, "; ".join(faults) or f"orphans: {orphans}")
 
 
 def _recomputed_check(raw: RawTable, origin: Origin, options: GiftData, seed: int) -> dict[str, Any]:
@@ -237,7 +221,7 @@ def _recomputed_check(raw: RawTable, origin: Origin, options: GiftData, seed: in
     frames, _facts = kuailive.read_frames(origin.path, options.snapshot_features)
     faults = naive.differences(raw, frames, chosen)
     detail = f"PASS: {len(chosen)} random rows agree" if not faults else "; ".join(faults[:5])
-    return _check("features equal a second implementation that sees only the past", not faults, detail)
+    return check("features equal a second implementation that sees only the past", not faults, detail)
 
 
 def _target_check(raw: RawTable, options: GiftData) -> dict[str, Any]:
@@ -252,7 +236,7 @@ def _target_check(raw: RawTable, options: GiftData) -> dict[str, Any]:
         for name, values in columns.items():
             if name == task.column or _same_partition(values[known], label[known], task):
                 faults.append(f"{name} is the target {task.name}")
-    return _check("no target among the features", not faults, "; ".join(faults) or f"{len(columns)} features")
+    return check("no target among the features", not faults, "; ".join(faults) or f"{len(columns)} features")
 
 
 def _same_partition(values: np.ndarray, label: np.ndarray, task: Task) -> bool:

@@ -202,12 +202,7 @@ class Training:
         Raises InputError where it belongs to another configuration or seed.
         """
         state, tensors = found.state, found.tensors
-        expected = {"config": self.config.model_dump(mode="json"), "seed": self.run.seed}
-        for name, value in expected.items():
-            if state[name] != value:
-                raise InputError(
-                    f"{found.path}: expected a checkpoint of this {name}, got one of another; remove it"
-                )
+        checkpoints.refuse_other(found, {"config": self.config.model_dump(mode="json"), "seed": self.run.seed})
         self.network.load_state_dict(below(WEIGHTS, tensors))
         for name, parameter in self.network.named_parameters():
             saved = below(f"optimizer/{name}/", tensors)
@@ -230,9 +225,6 @@ _PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement]:
     """See `GiftTrainer.fit`."""
     training = Training(config, data, run)
-    found = checkpoints.latest(run)
-    if found is not None:
-        measurement, found = training.restore(found), None
-        yield measurement
+    yield from checkpoints.resumed(run, training.restore)
     while not training.finished:
         yield training.epoch()

@@ -309,10 +309,7 @@ def _build(data: DataSpec, origin: Origin, usable: frozenset[Role], folder: Path
     )  # fmt: skip
     preparation.write(folder, read, data.options)
     refuse_unusable(read_statistics(folder)["roles"], usable)
-    if find_origin(data).data_hash != origin.data_hash:
-        raise InputError(
-            f"{origin.path}: expected files at rest, but they changed while they were read; start again"
-        )
+    prepared.refuse_changed(origin.path, origin.data_hash, find_origin(data).data_hash)
     log.info("data prepared: %s", origin.source, extra={"action": "prepared", "key": origin.data_hash[:16]})
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from models.description import check, table, usable_check
 from models.prepared import open_array
 from models.stock import features
 from models.stock.bars import Bars, read
 from models.stock.data import Label, Part, StockData, open_part, prepare, read_statistics, refuse_unusable
 from models.stock.origin import Origin, find_origin
-from models.trainer import ROLES, DataSpec, InputError, Role
+from models.trainer import ROLES, DataSpec, Role
 
 N_RECOMPUTED = 200
 RECENT_DAYS = 20
@@ -48,14 +49,14 @@ def describe(data: DataSpec, seed: int = 0) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {
         "tables": {
-            "data": _table(["what", "value"], _identity(origin, statistics)),
-            "files": _table(["for", "file"], list(statistics["facts"]["files"].items())),
+            "data": table(["what", "value"], _identity(origin, statistics)),
+            "files": table(["for", "file"], list(statistics["facts"]["files"].items())),
             "roles": _roles_table(statistics["roles"]),
             "rows without a role": _dropped_table(statistics),
             "features": _features_table(statistics),
         },
         "checks": [
-            _usable_check(statistics["roles"]),
+            usable_check(lambda: refuse_unusable(statistics["roles"], frozenset(ROLES))),
             _order_check(parts, dates, options.split.embargo),
             _labels_check(parts, bars, options.label, generator),
             _past_check(parts, bars, generator),
@@ -63,14 +64,6 @@ def describe(data: DataSpec, seed: int = 0) -> dict[str, Any]:
             _survivors_check(bars),
         ],
     }
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    return {"columns": list(columns), "rows": [list(row) for row in rows]}
-
-
-def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"name": name, "ok": bool(ok), "detail": detail}
 
 
 def _identity(origin: Origin, statistics: Mapping[str, Any]) -> list[list[Any]]:
@@ -106,27 +99,18 @@ def _roles_table(roles: Mapping[str, Any]) -> dict[str, Any]:
             [role, *period, *(counts[name] for name in ("days", "stocks", "rows", "positives", "base_rate"))]
             + [swing.get(name, "") for name in _SWING]
         )
-    return _table([*columns, *(f"{name} of a day" for name in _SWING)], rows)
+    return table([*columns, *(f"{name} of a day" for name in _SWING)], rows)
 
 
 def _dropped_table(statistics: Mapping[str, Any]) -> dict[str, Any]:
     counts = {**statistics["fates"], **statistics["facts"]}
-    return _table(["why", "bars"], [[text, counts[name]] for name, text in _WHY.items()])
+    return table(["why", "bars"], [[text, counts[name]] for name, text in _WHY.items()])
 
 
 def _features_table(statistics: Mapping[str, Any]) -> dict[str, Any]:
     names = ("feature_names", "feature_mean", "feature_std", "feature_missing")
     rows = list(zip(*(statistics[name] for name in names), strict=True))
-    return _table(["feature", "train mean", "train std", "unknown in train"], rows)
-
-
-def _usable_check(roles: Mapping[str, Any]) -> dict[str, Any]:
-    name = "every role has rows, positives and negatives"
-    try:
-        refuse_unusable(roles, frozenset(ROLES))
-    except InputError as error:
-        return _check(name, False, str(error))
-    return _check(name, True, f"{len(ROLES)} roles")
+    return table(["feature", "train mean", "train std", "unknown in train"], rows)
 
 
 def _order_check(parts: Mapping[Role, Part], dates: np.ndarray, embargo: int) -> dict[str, Any]:
@@ -140,7 +124,7 @@ def _order_check(parts: Mapping[Role, Part], dates: np.ndarray, embargo: int) ->
                 f"labels of {before} reach {dates[min(end, len(dates) - 1)]}, {after} begins {dates[first]}"
             )
     detail = "; ".join(faults) or f"market days between them: {', '.join(gaps)}"
-    return _check("labels end before the next role begins", not faults, detail)
+    return check("labels end before the next role begins", not faults, detail)
 
 
 def _labels_check(
@@ -155,9 +139,7 @@ def _labels_check(
             at_threshold = abs(rise - label.min_return) <= 1e-5  # prices are float32: it may fall to either side
             if np.isnan(rise) or (not at_threshold and (rise > label.min_return) != part.labels[row]):
                 faults.append(f"{role}: {bars.stocks[stock]} on {bars.dates[day]} rises by {rise:.4f}")
-    return _check(
-        "labels equal a second look at the prices", not faults, "; ".join(faults[:5]) or f"{n} rows agree"
-    )
+    return check("labels equal a second look at the prices", not faults, "; ".join(faults[:5]) or f"{n} rows agree")
 
 
 def _rise(bars: Bars, stock: int, day: int, label: Label) -> float:
@@ -187,7 +169,7 @@ def _past_check(parts: Mapping[Role, Part], bars: Bars, generator: np.random.Gen
             faults += [f"{role}: {name} on {bars.dates[day]}" for name in changed]
             shown.append(str(bars.dates[day]))
     detail = "; ".join(faults[:5]) or f"the same without the days after: {', '.join(shown)}"
-    return _check("features know nothing of the days after", not faults, detail)
+    return check("features know nothing of the days after", not faults, detail)
 
 
 def _until(bars: Bars, day: int) -> Bars:
@@ -206,7 +188,7 @@ def _adjusted_check(bars: Bars) -> dict[str, Any]:
     ok = n_jumps <= FEW_JUMPS * follows.sum()
     detail = f"{n_jumps} of {follows.sum()} bars refer to another close than that of the bar before"
     way_out = "; give adjusted prices, name them in columns.adjusted_close, or set columns.pre_close: null"
-    return _check("prices are adjusted", ok, detail if ok else detail + way_out)
+    return check("prices are adjusted", ok, detail if ok else detail + way_out)
 
 
 def _survivors_check(bars: Bars) -> dict[str, Any]:
@@ -217,4 +199,4 @@ def _survivors_check(bars: Bars) -> dict[str, Any]:
     detail = f"{ended} of {n_stocks} stocks have no bar in the last {RECENT_DAYS} days"
     if ended < FEW_ENDED * n_stocks:
         detail = f"WARNING: only {detail}: delisted ones seem to be missing, so results look too good"
-    return _check("delisted stocks are there", True, detail)
+    return check("delisted stocks are there", True, detail)

@@ -135,11 +135,7 @@ class Training:
         Raises InputError where it belongs to another configuration, seed or dataset.
         """
         state, tensors = found.state, found.tensors
-        for name, value in self._identity().items():
-            if state[name] != value:
-                raise InputError(
-                    f"{found.path}: expected a checkpoint of this {name}, got one of another; remove it"
-                )
+        checkpoints.refuse_other(found, self._identity())
         self.next_step, self.elapsed_s = found.step + 1, found.measurement.elapsed_s
         self.blocks = [[tensors[block_name(i, s)] for s in range(self.next_step)] for i in range(len(self.folds))]
         self.train_margins = [tensors[f"margins/train/{i}"].numpy() for i in range(len(self.folds))]
@@ -169,9 +165,6 @@ def best_blocks(found: checkpoints.Checkpoint) -> list[Sequence[bytes]]:
 def fit(config: StockConfig, data: StockDataset, run: Run) -> Iterator[Measurement]:
     """See `StockTrainer.fit`."""
     training = Training(config, data, run)
-    found = checkpoints.latest(run)
-    if found is not None:
-        measurement, found = training.restore(found), None
-        yield measurement
+    yield from checkpoints.resumed(run, training.restore)
     while not training.finished:
         yield training.step()
