@@ -88,7 +88,7 @@ def _remove_stale(folder: Path, prefix: str) -> None:
 
 @contextlib.contextmanager
 def rows_done(verb: str) -> Iterator[Progress]:
-    """Rows done of all (None: not known), on stderr: a bar on a terminal, a line now and then elsewhere."""
+    """Rows done of all (None: not known), on stderr: a bar on a terminal, elsewhere lines, the last at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -104,7 +104,7 @@ def rows_done(verb: str) -> Iterator[Progress]:
     def tell(done: int, total: int | None) -> None:
         nonlocal told
         now = time.monotonic()
-        if now - told >= LINE_EVERY_S:
+        if now - told >= LINE_EVERY_S or done == total:
             told = now
             of = "" if total is None else f" of {total}"
             click.echo(f"{done}{of} rows {verb}, {done / max(now - started, 1e-9):.0f} a second", err=True)
