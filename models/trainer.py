@@ -5,7 +5,7 @@ Nothing here imports torch, Optuna or SQLAlchemy, so that a specification can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -275,7 +275,7 @@ class Trainer(Protocol):
     - before a measurement is yielded, the checkpoint of its step is durable;
     - `fit` resumes by itself when the run's directory holds a checkpoint; it then yields the measurement of
       that checkpoint once more (with its curves) and goes on from there; stop-and-resume equals uninterrupted;
-    - closing the generator at any measurement is a safe stop;
+    - closing the iterator at any measurement is a safe stop, and one that has failed or was closed is at its end;
     - `fit` reads train and valid only.
     """
 
@@ -295,6 +295,17 @@ class Trainer(Protocol):
         ...
 
     def fit(self, config: Any, data: Any, run: Run) -> Iterator[Measurement]: ...
+
+    def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+        """What `next` would give of each of several unfinished `fit`s of one device: its next measurement, None at
+        its end, or the exception it raised (others go on). A trainer may train them as one; each one's numbers stay
+        its own: in float32 they do not depend on which others are there."""
+        ...
+
+    def slots(self, config: Any, data: Any, run_device: str, most: int) -> int:
+        """How many trials of one device are best trained at once, from 1 to `most`, for configurations like
+        `config`: measured on that device, in time and memory."""
+        ...
 
     def predict(self, checkpoint: Path, data: Any, role: Role, device: str = "cpu") -> Predictions:
         """Scores of the run's best weights up to `checkpoint`, for every trained task."""
@@ -333,3 +344,14 @@ class Trainer(Protocol):
             InputError: a model or source that is missing or damaged; a value that is none of its column's.
         """
         ...
+
+
+def advance_in_turn(fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+    """`Trainer.advance` of a trainer that trains one at a time. What is no `Exception` (a stop) is raised."""
+    found: list[Measurement | Exception | None] = []
+    for fit in fits:
+        try:
+            found.append(next(fit, None))
+        except Exception as error:  # whatever it is, it is this fit's, and the others go on
+            found.append(error)
+    return found

@@ -225,6 +225,63 @@ class TrainerContract:
         assert best.dtype == np.float32
         assert case.measured(best) == pytest.approx(max(map(case.objective, measurements)), rel=1e-12)
 
+    # ---- several at once
+
+    def test_advancing_gives_what_next_would_until_each_has_ended(self, case: Case, data, whole, tmp_path):
+        fits = [case.trainer.fit(case.config, data, case.run(tmp_path / name)) for name in ("a", "b")]
+        seen: dict[int, list[Measurement]] = {0: [], 1: []}
+        open_ = [0]  # the second begins when the first has one epoch behind it
+        for turn in range(100):
+            for i, found in zip(open_, case.trainer.advance([fits[i] for i in open_]), strict=True):
+                assert found is None or isinstance(found, Measurement)
+                if found is None:
+                    open_ = [j for j in open_ if j != i]
+                    assert next(fits[i], None) is None
+                    continue
+                seen[i].append(found)
+                assert checkpoints.load(folder_of(case.run(tmp_path / "ab"[i]), found.step)).step == found.step
+            if turn == 0:
+                open_.append(1)
+            if not open_:
+                break
+        for measurements in seen.values():
+            assert [m.step for m in measurements] == list(range(len(measurements)))
+            assert len(measurements) >= 3
+            assert max(map(case.objective, measurements)) > case.floor
+        assert case.trainer.advance([]) == []
+
+    def test_advancing_one_is_next(self, case: Case, data, whole, tmp_path):
+        fit, seen = case.trainer.fit(case.config, data, case.run(tmp_path)), []
+        while (found := case.trainer.advance([fit])[0]) is not None:
+            assert isinstance(found, Measurement)
+            seen.append(found)
+        assert numbers(seen) == numbers(whole[1])
+
+    def test_one_that_fails_does_not_stop_the_others_and_has_ended(self, case: Case, data, whole, tmp_path):
+        good = case.trainer.fit(case.config, data, case.run(tmp_path / "good"))
+        shutil.copytree(whole[0].directory, tmp_path / "bad")  # checkpoints of another seed
+        bad = case.trainer.fit(case.config, data, case.run(tmp_path / "bad", seed=43))
+        found = case.trainer.advance([bad, good])
+        assert isinstance(found[0], InputError)
+        assert isinstance(found[1], Measurement)
+        assert next(bad, None) is None
+        assert case.trainer.advance([good])[0].step == 1
+
+    def test_closed_between_rounds_it_resumes_alone(self, case: Case, data, whole, tmp_path):
+        runs = [case.run(tmp_path / name) for name in "ab"]
+        fits = [case.trainer.fit(case.config, data, run) for run in runs]
+        first, second = (case.trainer.advance(fits) for _ in range(2))
+        assert [m.step for m in (*first, *second)] == [0, 0, 1, 1]
+        fits[0].close()
+        again = list(case.trainer.fit(case.config, data, replace(runs[0], attempt=2)))
+        assert numbers(again[:1]) == numbers(second[:1])
+        assert [m.step for m in again] == list(range(1, again[-1].step + 1))
+        assert case.trainer.advance(fits[1:])[0].step == 2
+
+    def test_slots_are_from_one_to_most(self, case: Case, data):
+        assert case.trainer.slots(case.config, data, "cpu", 1) == 1
+        assert 1 <= case.trainer.slots(case.config, data, "cpu", 3) <= 3
+
     def test_search_needs_neither_calibrate_nor_test(self, case: Case, whole, tmp_path):
         """With their prepared files deleted the numbers are the same."""
         cache = tmp_path / "cache"

@@ -6,7 +6,7 @@ is in `models.gift.fit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ from models.trainer import (
     Role,
     Run,
     ScoredRows,
+    advance_in_turn,
 )
 
 LOSSES = {"regression": ("mse", "huber"), "binary": ("bce", "focal")}
@@ -153,6 +154,14 @@ class GiftTrainer:
         from models.gift import fit  # torch takes seconds to import, and a coordinator never fits
 
         return fit.fit(config, data, run)
+
+    def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+        """One after the other."""
+        return advance_in_turn(fits)
+
+    def slots(self, config: GiftConfig, data: GiftDataset, run_device: str, most: int) -> int:
+        """1: see `advance`."""
+        return 1
 
     def predict(self, checkpoint: Path, data: GiftDataset, role: Role, device: str = "cpu") -> Predictions:
         """Scores of the run's best weights up to `checkpoint`, for every trained task, on `role`.

@@ -5,7 +5,7 @@ Imports neither torch nor xgboost, so that a specification is checked and data a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +27,7 @@ from models.trainer import (
     Role,
     Run,
     ScoredRows,
+    advance_in_turn,
 )
 
 
@@ -111,6 +112,14 @@ class StockTrainer:
         from models.stock import fit  # torch and xgboost take seconds to import, and a coordinator never fits
 
         return fit.fit(config, data, run)
+
+    def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+        """One after the other: XGBoost fills a device with one booster."""
+        return advance_in_turn(fits)
+
+    def slots(self, config: StockConfig, data: StockDataset, run_device: str, most: int) -> int:
+        """1: see `advance`."""
+        return 1
 
     def predict(self, checkpoint: Path, data: StockDataset, role: Role, device: str = "cpu") -> Predictions:
         """Margins (float32 logits) of the best step up to `checkpoint`, on the CPU whatever the device.
