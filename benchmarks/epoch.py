@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 
-from models.gift.data import GiftDataset, Part, Task
+from models.gift.data import GiftData, GiftDataset, Part
 from models.gift.fit import Training
 from models.gift.model import outputs
 from models.gift.tensors import on_device
@@ -32,6 +32,20 @@ from models.trainer import Decision, Manifest, Run
 
 BATCH, FEATURES, WIDTHS, HEAD = 4096, 70, (256, 128, 64), 32
 WEIGHTS = {"watch_time": 0.3, "has_comment": 0.2, "has_gift": 0.3, "gift_amount": 0.2}
+OPTIONS = GiftData.model_validate({
+    "source": "table",
+    "path": "synthetic",
+    "numeric_columns": [f"x{i}" for i in range(FEATURES)],
+    "tasks": {
+        "watch_time": {"kind": "regression", "column": "watch_time", "transform": "log1p"},
+        "has_comment": {"kind": "binary", "column": "has_comment"},
+        "has_gift": {"kind": "binary", "column": "has_gift"},
+        "gift_amount": {
+            "kind": "regression", "column": "gift_amount", "transform": "log1p", "conditional_on": "has_gift"
+        },
+    },
+    "split": {"by": "hash", "train": 0.6, "valid": 0.09, "calibrate": 0.01, "test": 0.3},
+})  # fmt: skip
 
 
 def synthetic(n_rows: int, seed: int = 0) -> GiftDataset:
@@ -49,19 +63,15 @@ def synthetic(n_rows: int, seed: int = 0) -> GiftDataset:
         return Part(x, np.zeros((n, 0), np.int32), labels, np.arange(n))
 
     train, valid = part(n_rows), part(n_rows * 15 // 100)
-    tasks = (
-        Task("watch_time", "regression", "watch_time", "log1p"),
-        Task("has_comment", "binary", "has_comment"),
-        Task("has_gift", "binary", "has_gift"),
-        Task("gift_amount", "regression", "gift_amount", "log1p", "has_gift"),
-    )
     rates = train.labels.mean(0, dtype=np.float64)
     return GiftDataset(
         manifest=Manifest("0" * 64, "synthetic", True, {"train": n_rows, "valid": len(valid.labels)}),
-        numeric_names=tuple(f"x{i}" for i in range(FEATURES)),
+        options=OPTIONS,
+        statistics={},
+        numeric_names=OPTIONS.numeric_columns,
         categorical_names=(),
         cardinalities=(),
-        tasks=tasks,
+        tasks=OPTIONS.task_list(),
         target_mean={"watch_time": 9.0, "gift_amount": 1.5},
         target_std={"watch_time": 2.1, "gift_amount": 1.0},
         base_rate={"has_comment": float(rates[1]), "has_gift": float(rates[2])},
