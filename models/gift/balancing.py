@@ -2,20 +2,25 @@
 
 A balancing fills the parameters' `.grad` from the losses of one batch and says which weights the tasks
 effectively had in it. What it has to remember is in `tensors()`, for the checkpoint.
+
+Nothing here is read by the host while it trains and no shape depends on a value, so that a step of any method
+can be captured in a CUDA graph. Numbers that are not finite are passed on as such: whoever reads the losses at
+the epoch's end finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torchjd.aggregation import AlignedMTL, PCGrad
-from torchjd.autojac import jac_to_grad, mtl_backward
 
-from models.gift.network import seeded
 from models.gift.trainer import BalancingConfig
+
+SWEEPS = 6  # of `Jacobi`; what is left after them is rounding for up to 8 tasks
+
+# eigenvalues [n] and, as columns, vectors [n, n] of a symmetric float64 matrix
+Eigen = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def gradient_matrix(losses: Tensor, parameter: Tensor) -> Tensor:
@@ -24,19 +29,37 @@ def gradient_matrix(losses: Tensor, parameter: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def draw_order(n_tasks: int, seed: int) -> Tensor:
+    """The order in which each task's gradient is projected in one step. Shape: [K, K] int64 on the CPU, every row a
+    permutation of its own; `seed` decides it, and the global generator is left as it was."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(n_tasks, generator=generator) for _ in range(n_tasks)])
+
+
 class Fixed:
-    """The weighted sum of the losses."""
+    """The weighted sum of the losses.
+
+    Attributes:
+        draws_order: whether `backward` needs an `order` (`draw_order`).
+        phase: what `backward` does may depend on it; it changes between epochs alone.
+    """
+
+    draws_order = False
+    phase = 0
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
 
-    def backward(self, losses: Tensor, present: Tensor, features: Tensor, network: nn.Module, seed: int) -> Tensor:
-        """Fill the gradients of all parameters of `network`.
+    def backward(
+        self, losses: Tensor, present: Tensor, features: Tensor, network: nn.Module, order: Tensor | None
+    ) -> Tensor:
+        """Fill the gradients of all parameters of `network`, which are None before.
 
         Args:
             losses, present: what `MultiTaskLoss` returns, [K] each.
             features: the shared representation [B, W] from which the losses were computed.
-            seed: decides whatever the method draws for this batch.
+            order: int64 [K, K] on their device where `draws_order`: row i is the order in which task i's gradient
+                is projected off the others'. Else it is not looked at.
 
         Returns:
             The effective weights [K] of the losses in this update.
@@ -75,14 +98,18 @@ class GradNorm(Fixed):
         super().__init__(weights.clone())
         self.alpha = alpha
         self.total = float(weights.sum())
-        self.optimizer = torch.optim.Adam([self.weights], lr=lr * self.total / len(weights))
+        self.optimizer = torch.optim.Adam(  # fused, it counts its steps where the weights are
+            [self.weights], lr=lr * self.total / len(weights), fused=True, capturable=weights.is_cuda
+        )
         names = ("initial_sum", "initial_count", "loss", "norm")  # over the first epoch; latest of each task
         self.state = {name: torch.zeros_like(weights) for name in names}
-        self.started = False
+        self.phase = 0  # 1 after the first epoch
 
-    def backward(self, losses: Tensor, present: Tensor, features: Tensor, network: nn.Module, seed: int) -> Tensor:
-        norms = gradient_matrix(losses, network.last_shared).norm(dim=1) if self.started else None
-        applied = super().backward(losses, present, features, network, seed).clone()
+    def backward(
+        self, losses: Tensor, present: Tensor, features: Tensor, network: nn.Module, order: Tensor | None
+    ) -> Tensor:
+        norms = gradient_matrix(losses, network.last_shared).norm(dim=1) if self.phase else None
+        applied = super().backward(losses, present, features, network, order).clone()
         if norms is None:
             self.state["initial_sum"] += losses.detach() * present
             self.state["initial_count"] += present
@@ -108,7 +135,7 @@ class GradNorm(Fixed):
         self.weights.mul_(self.total / self.weights.sum())
 
     def end_epoch(self) -> None:
-        self.started = True
+        self.phase = 1
 
     def tensors(self) -> dict[str, Tensor]:
         adam = {f"adam/{name}": value for name, value in self.optimizer.state[self.weights].items()}
@@ -119,46 +146,166 @@ class GradNorm(Fixed):
         for name, value in self.state.items():
             value.copy_(tensors[name])
         adam = {n.removeprefix("adam/"): t for n, t in tensors.items() if n.startswith("adam/")}
-        device = self.weights.device  # Adam keeps its step count on the CPU
-        self.optimizer.state[self.weights] = {
-            name: value.to("cpu" if name == "step" else device, copy=True) for name, value in adam.items()
-        }
-        self.started = True
+        self.optimizer.state[self.weights] = {n: t.to(self.weights.device, copy=True) for n, t in adam.items()}
+        self.phase = 1
 
 
 class Aggregated(Fixed):
-    """The tasks' gradients of the shared parameters are combined by a torchjd aggregator.
+    """The tasks' gradients of the shared parameters are added up with weights made from their inner products.
 
-    PCGrad projects the gradients of the weighted losses off each other where they conflict. Aligned-MTL
-    aligns the gradients of the losses and weights the aligned ones. A head gets its own task's gradient
-    (for PCGrad times the weight). One backward pass of the tower per task.
-
-    Source: Yu et al. 2020, algorithm 1; Senushkin et al. 2023, algorithm 1.
+    A head gets its own task's gradient, times `scale`. One backward pass of the tower per task.
     """
 
-    def __init__(self, weights: Tensor, method: Literal["pcgrad", "aligned_mtl"]) -> None:
+    def __init__(self, weights: Tensor, scale: Tensor) -> None:
         super().__init__(weights)
-        self.scale = weights if method == "pcgrad" else torch.ones_like(weights)
-        self.aggregator = PCGrad() if method == "pcgrad" else AlignedMTL(pref_vector=weights)
+        self.scale = scale
 
-    def backward(self, losses: Tensor, present: Tensor, features: Tensor, network: nn.Module, seed: int) -> Tensor:
+    def combine(self, gramian: Tensor, order: Tensor | None) -> Tensor:
+        """Weights [K] of the gradients of the scaled losses, from their inner products [K, K]."""
+        raise NotImplementedError
+
+    def backward(
+        self, losses: Tensor, present: Tensor, features: Tensor, network: nn.Module, order: Tensor | None
+    ) -> Tensor:
         shared, heads = network.shared_parameters(), network.head_parameters()
-        mtl_backward(
-            list((losses * self.scale).unbind()),
-            features=features,
-            shared_params=shared,
-            tasks_params=[heads] * len(losses),
-            retain_graph=True,  # the losses share the graph of the heads; it dies with them
-            parallel_chunk_size=1,  # vmap does not go through batch norm on every device
-        )
-        with seeded(seed):  # PCGrad's order of the tasks comes from the global generator
-            return jac_to_grad(shared, self.aggregator) * self.scale
+        scaled = losses * self.scale
+        own = torch.autograd.grad(scaled.sum(), heads, retain_graph=True)  # no head's block is in two tasks' losses
+        rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in scaled.unbind()]
+        gradients = torch.cat([g.flatten() for row in rows for g in row]).view(len(rows), -1)
+        weights = self.combine(gradients @ gradients.T, order)
+        joint = (weights @ gradients).split([p.numel() for p in shared])
+        for parameter, gradient in zip([*shared, *heads], [*joint, *own], strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return weights * self.scale
+
+
+class PCGrad(Aggregated):
+    """The gradients of the weighted losses are projected off each other where they conflict.
+
+    Source: Yu et al. 2020, algorithm 1.
+    """
+
+    draws_order = True
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__(weights, weights)
+
+    def combine(self, gramian: Tensor, order: Tensor | None) -> Tensor:
+        return pcgrad_weights(gramian, order)
+
+
+class AlignedMTL(Aggregated):
+    """The gradients of the losses are replaced by the nearest that are orthogonal and of one length (that of their
+    smallest principal component), and these are weighted.
+
+    Source: Senushkin et al. 2023, algorithm 1.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__(weights, torch.ones_like(weights))
+        on_cpu = weights.device.type == "cpu"  # elsewhere `eigh` reads its errors on the host
+        self.eigen: Eigen = torch.linalg.eigh if on_cpu else Jacobi(len(weights), weights.device)
+
+    def combine(self, gramian: Tensor, order: Tensor | None) -> Tensor:
+        return aligned_weights(gramian, self.weights, self.eigen)
+
+
+class Jacobi:
+    """Eigenvalues and vectors of a symmetric [n, n] float64 matrix by a fixed number of rotations.
+
+    A round turns disjoint pairs of axes at once so that their two products vanish; n - 1 rounds (n where n is odd)
+    meet every pair, and a few such sweeps leave nothing but rounding. Nothing is read or branched on, unlike in
+    `torch.linalg.eigh`, which reads its errors on the host.
+
+    Source: Golub and Van Loan, Matrix Computations, section 8.5 (parallel ordering).
+    """
+
+    def __init__(self, n: int, device: torch.device | str) -> None:
+        self.one = torch.eye(n, dtype=torch.float64, device=device)
+        rounds = [_pairs(n, turn) for turn in range(n - 1 + n % 2)] if n > 1 else []
+        self.rounds = [tuple(t.to(device) for t in _round(n, pairs)) for pairs in rounds]
+
+    def __call__(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues [n], in no order, and the vectors as columns [n, n]."""
+        vectors = self.one
+        for read, write, still in self.rounds * SWEEPS:
+            twice, difference = (read @ matrix.flatten()).view(2, -1)
+            angle = (twice / difference).atan().nan_to_num(0.0) * 0.5  # 0 / 0: nothing to turn
+            turn = torch.addmv(still, write, torch.cat([angle.cos(), angle.sin()])).view_as(matrix)
+            matrix, vectors = turn.T @ matrix @ turn, vectors @ turn
+        return matrix.diagonal(), vectors
+
+
+def _pairs(n: int, turn: int) -> list[tuple[int, int]]:
+    """Round `turn` of a round-robin tournament of n players; an odd one out rests."""
+    m = n + n % 2  # the last seat stays, the others move on by one
+    seats = [(turn + i) % (m - 1) for i in range(m - 1)] + [m - 1]
+    pairs = [(seats[0], seats[-1])] + [(seats[i], seats[m - 1 - i]) for i in range(1, m // 2)]
+    return [(p, q) for p, q in pairs if max(p, q) < n]
+
+
+def _round(n: int, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """How a round with these pairs reads a flat matrix, and how it writes the flat rotation.
+
+    Returns:
+        [2 m, n²] giving twice the product of each pair and the difference of its squares; [n², 2 m] taking each
+        pair's cosine and sine; [n²] the axes that do not turn.
+    """
+    m = len(pairs)
+    read = torch.zeros(2, m, n, n, dtype=torch.float64)
+    write = torch.zeros(n, n, 2, m, dtype=torch.float64)
+    still = torch.eye(n, dtype=torch.float64)
+    for i, (p, q) in enumerate(pairs):
+        read[0, i, p, q] = read[0, i, q, p] = 1.0
+        read[1, i, q, q], read[1, i, p, p] = 1.0, -1.0
+        write[p, p, 0, i] = write[q, q, 0, i] = 1.0
+        write[p, q, 1, i], write[q, p, 1, i] = 1.0, -1.0
+        still[p, p] = still[q, q] = 0.0
+    return read.view(2 * m, -1), write.view(n * n, -1), still.flatten()
+
+
+def pcgrad_weights(gramian: Tensor, order: Tensor) -> Tensor:
+    """Weights [K] of K gradients whose projections are added up.
+
+    Shape: gramian [K, K] their inner products, order [K, K] int64: gradient i is projected off the gradients
+    order[i] one after the other, wherever what is left of it points against one of them. A zero gradient is no
+    one's conflict.
+    """
+    own = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)  # a gradient as weights of them all
+    size = gramian.diagonal().unsqueeze(1)
+    shares = torch.where(size > 0.0, gramian / size, 0.0)[order]  # inner products over the square of the one met
+    met = own[order] * (1.0 - own).unsqueeze(1)  # never itself
+    left = own  # of each gradient
+    for turn in range(len(order)):
+        share = (shares[:, turn] * left).sum(1, keepdim=True)
+        left = torch.addcmul(left, share.clamp(max=0.0), met[:, turn], value=-1.0)
+    return left.sum(0)
+
+
+def aligned_weights(gramian: Tensor, preference: Tensor, eigen: Eigen) -> Tensor:
+    """Weights [K] of K gradients whose sum is that of the aligned gradients with the weights `preference` [K].
+
+    All singular values of the aligned gradients are the smallest one of the given ones that is not zero, within the
+    rounding of their inner products `gramian` [K, K]. Where all gradients are zero the weights are `preference`.
+    """
+    finite = gramian.isfinite().all()
+    values, vectors = eigen(torch.where(finite, gramian, 0.0).double())
+    kept = values > values.max() * len(values) * torch.finfo(gramian.dtype).eps
+    smallest = torch.where(kept, values, torch.inf).min()
+    shrink = torch.where(kept, smallest / values, 0.0).sqrt()
+    aligned = (vectors * shrink) @ (vectors.T @ preference.double())
+    weights = torch.where(kept.any(), aligned, preference.double())
+    return torch.where(finite, weights, torch.nan).to(gramian.dtype)
 
 
 def make_balancing(config: BalancingConfig, weights: Tensor) -> Fixed:
     """The balancing of a configuration over K tasks with the given weights [K] (on the network's device)."""
-    if config.method == "gradnorm":
-        return GradNorm(weights, config.alpha)
-    if config.method == "fixed":
-        return Fixed(weights)
-    return Aggregated(weights, config.method)
+    match config.method:
+        case "fixed":
+            return Fixed(weights)
+        case "gradnorm":
+            return GradNorm(weights, config.alpha)
+        case "pcgrad":
+            return PCGrad(weights)
+        case "aligned_mtl":
+            return AlignedMTL(weights)
