@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from models import checkpoint as checkpoints
 from models.calibration import FocalInverse
-from models.gift.balancing import gradient_matrix, make_balancing
+from models.gift.balancing import draw_order, gradient_matrix, make_balancing
 from models.gift.data import GiftDataset, Task
 from models.gift.measures import EpochSums, Validation
 from models.gift.model import WEIGHTS, below, outputs, trained_tasks
@@ -74,6 +74,15 @@ def _make_network(config: GiftConfig, data: GiftDataset, tasks: Sequence[Task], 
     return MultiTaskMLP(config.network, n_numeric, data.cardinalities, bias, data.quantiles, seed)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An epoch that has no checkpoint yet. `best` holds the tensors of a best step, as they lie in its training."""
+
+    measurement: Measurement
+    best: dict[str, Tensor] | None
+    start: float
+
+
 class Training:
     """One run of `fit`: network, optimiser and everything a checkpoint holds."""
 
@@ -117,8 +126,12 @@ class Training:
         return self.end_epoch(self._train(), start)
 
     def end_epoch(self, trained: Mapping[str, float], start: float) -> Measurement:
-        """Validate an epoch that began at `start` (`time.monotonic`), its steps measured by `trained`; on return
-        its checkpoint is durable."""
+        """`measure_epoch`, then `save_epoch`."""
+        return self.save_epoch(self.measure_epoch(trained, start))
+
+    def measure_epoch(self, trained: Mapping[str, float], start: float) -> Measured:
+        """Validate an epoch that began at `start` (`time.monotonic`), its steps measured by `trained`. Before the
+        next one it has to be saved."""
         step, task = self.next_epoch, self.run.decision.task
         metrics = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), **trained}
         rows = self.validation.rows
@@ -136,9 +149,14 @@ class Training:
         if is_best:
             logits = found[:, self.names.index(task)]
             best, curves = self._weights() | {"valid_logits": logits}, self.validation.curves(logits, metrics)
-        measurement = Measurement(step, metrics, self.elapsed_s + time.monotonic() - start, curves)
-        checkpoints.save(self.run, step, self._tensors(), self._state(), measurement, best)
-        self.elapsed_s += time.monotonic() - start
+        return Measured(Measurement(step, metrics, self.elapsed_s + time.monotonic() - start, curves), best, start)
+
+    def save_epoch(self, measured: Measured) -> Measurement:
+        """Write the checkpoint of the epoch that was just measured; on return it is durable. Trainings may be saved
+        by several threads at once."""
+        measurement = measured.measurement
+        checkpoints.save(self.run, measurement.step, self._tensors(), self._state(), measurement, measured.best)
+        self.elapsed_s += time.monotonic() - measured.start
         return measurement
 
     def begin_epoch(self) -> tuple[int, Tensor]:
@@ -154,23 +172,19 @@ class Training:
         batches = order.split(batch_sizes(len(order), self.config.optimizer.batch_size))
         compared = min(len(batches), COMPARED_STEPS) // 2
         for step, rows in enumerate(batches):
-            self._step(rows, sums, step % COMPARED_STEPS == compared, seed ^ step)
+            turns = draw_order(len(self.names), seed ^ step) if self.balancing.draws_order else None
+            turns = None if turns is None else turns.to(self.device)
+            self._step(rows, sums, step % COMPARED_STEPS == compared, turns)
         self.balancing.end_epoch()
         return sums.metrics(self.names, self.order)
 
-    def _step(self, rows: Tensor, sums: EpochSums, is_compared: bool, seed: int) -> None:
+    def _step(self, rows: Tensor, sums: EpochSums, is_compared: bool, turns: Tensor | None) -> None:
         train, network = self.train, self.network
         features = network.features(train.numeric.index_select(0, rows), train.codes.index_select(0, rows))
         losses, present = self.loss(network.heads(features), self.targets.index_select(0, rows))
         gradients = gradient_matrix(losses, network.last_shared) if is_compared else None
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            weights = self.balancing.backward(losses, present, features, network, seed)
-        except (ValueError, torch.linalg.LinAlgError) as error:  # an aggregator met gradients it cannot use
-            if bool(losses.isfinite().all()):
-                raise
-            message = f"epoch {self.next_epoch}: a training loss is not finite; lower optimizer.lr"
-            raise FloatingPointError(message) from error
+        weights = self.balancing.backward(losses, present, features, network, turns)
         self.optimizer.step()
         sums.add(losses, present, weights)
         if gradients is not None:
@@ -220,6 +234,30 @@ class Training:
 
 
 _PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
+def measured_epochs(trainings: Sequence[Training]) -> list[Measured | Exception]:
+    """Train and validate one epoch of each of several trainings of one device, or what it failed with: the others
+    go on. Those that were measured are still to be saved (`Training.save_epoch`)."""
+    found: list[Measured | Exception] = []
+    for training in trainings:
+        start = time.monotonic()
+        try:
+            found.append(training.measure_epoch(training._train(), start))
+        except Exception as error:  # whatever it is, it is this training's
+            found.append(error)
+    return found
+
+
+def epochs(trainings: Sequence[Training]) -> list[Measurement | Exception]:
+    """`Training.epoch` of each of several trainings of one device, or what it failed with: the others go on."""
+    found: list[Measurement | Exception] = []
+    for training, measured in zip(trainings, measured_epochs(trainings), strict=True):
+        try:
+            found.append(measured if isinstance(measured, Exception) else training.save_epoch(measured))
+        except Exception as error:  # its disk is full, say
+            found.append(error)
+    return found
 
 
 def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement]:
