@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -41,7 +41,7 @@ from optuna.storages._rdb import models as tables
 from optuna.trial import TrialState
 
 from benchmarks.stored import METRIC, NAMES, VIOLATION, curve, fill_optuna, fill_ours
-from models.trainer import FrozenModel, Measurement, Run
+from models.trainer import FrozenModel, Measurement, Run, advance_in_turn
 from storage.database import Database
 from storage.leases import LeaseThread, ProcessIdentity
 from storage.runs import Store
@@ -67,6 +67,9 @@ class Trivial:
     def fit(self, config: Config, data: Any, run: Run) -> Iterator[Measurement]:
         for step, value in enumerate(curve(list(config.p.values()))):
             yield Measurement(step, {METRIC: value, VIOLATION: -0.1}, float(step))
+
+    def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+        return advance_in_turn(fits)
 
 
 def make_spec(sampler: str = "tpe", pruner: str = "median") -> Spec:

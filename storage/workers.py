@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -64,32 +65,35 @@ class WorkerStore:
             WorkerRow(r.id, _identity(r), r.device, r.started_at, r.age_s, r.ended_at, r.study_id) for r in rows
         ]
 
-    def holdings(self) -> dict[int, Holding]:
-        """What each worker has in hand, dead ones included: worker id -> its newest claim that is neither released
-        nor of an ended run."""
+    def holdings(self) -> dict[int, list[Holding]]:
+        """What each worker has in hand, dead ones included: worker id -> its claims that are neither released nor of
+        an ended run, by number."""
         query = (
             sa.select(attempts, runs.c.arm, runs.c.checkpoint_step, runs.c.measured_at, studies.c.name)
             .join(runs, same_attempt())
             .join(studies, studies.c.id == runs.c.study_id)
             .where(runs.c.ended_at.is_(None), attempts.c.released_at.is_(None))
-            .order_by(attempts.c.claimed_at)
+            .order_by(attempts.c.number)
         )
         with self.database.transaction() as connection:
             rows = connection.execute(query).all()
-        return {
-            r.worker_id: Holding(r.name, r.number, r.attempt, r.arm, r.checkpoint_step, r.claimed_at, r.measured_at)
-            for r in rows
-        }
+        found: dict[int, list[Holding]] = {}
+        for r in rows:
+            holding = Holding(r.name, r.number, r.attempt, r.arm, r.checkpoint_step, r.claimed_at, r.measured_at)
+            found.setdefault(r.worker_id, []).append(holding)
+        return found
 
     def held_runs(
-        self, study_id: int, judge_others: bool, grace_s: float = GRACE_S, claimant: int | None = None
-    ) -> dict[int, str]:
+        self, study_id: int, judge_others: bool, grace_s: float = GRACE_S, claimant: int | None = None,
+        in_hand: Collection[int] = (),
+    ) -> dict[int, str]:  # fmt: skip
         """What became of the owner of every claimed run: number -> `alive`, `died` or `expired`.
 
         `died`: its process on this host is gone, which is seen at once. Elsewhere only a lease older than
         `grace_s` is `expired`, and only when the caller may judge (`judge_others`: it has seen the database up for
-        two renewals). A worker that signed off holds nothing any more. Nor does the `claimant`, which asks for
-        its next run: what it seems to hold it never heard of, as the database went away before answering.
+        two renewals). A worker that signed off holds nothing any more. Of the `claimant`, which asks for its next
+        run, those `in_hand` are alive: what else it seems to hold it never heard of, as the database went away
+        before answering.
         """
         age = (self.database.now - workers.c.renewed_at).label("age_s")
         query = (
@@ -104,15 +108,15 @@ class WorkerStore:
         with self.database.transaction() as connection:
             claims = connection.execute(query).all()
 
-        def fate(owner: sa.Row[Any]) -> str:
+        def fate(number: int, owner: sa.Row[Any]) -> str:
             if owner.id == claimant:
-                return "expired"
+                return "alive" if number in in_hand else "expired"
             dead = is_dead(_identity(owner))
             if dead is None:
                 return "expired" if judge_others and owner.age_s > grace_s else "alive"
             return "died" if dead else "alive"
 
-        return {claim.number: fate(claim) for claim in claims}
+        return {claim.number: fate(claim.number, claim) for claim in claims}
 
 
 def _identity(row: sa.Row[Any]) -> ProcessIdentity:

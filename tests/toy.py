@@ -17,7 +17,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from models.trainer import (
     Role,
     Run,
     ScoredRows,
+    advance_in_turn,
 )
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,12 @@ class ToyTrainer:
             measurement = Measurement(step, _metrics(config, step, run.seed), (step + 1) * 1.0)
             _write(run, measurement, weights)
             yield replace(measurement, curves=_curves(measurement))
+
+    def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+        return advance_in_turn(fits)
+
+    def slots(self, config: ToyConfig, data: ToyDataset, run_device: str, most: int) -> int:
+        return 1
 
     def predict(self, checkpoint: Path, data: ToyDataset, role: Role, device: str = "cpu") -> Predictions:
         """The logit of `toy`, and the amount expected of a positive."""

@@ -101,7 +101,9 @@ class Reporter:
         self._curves = self._journal.curves_at({row.step for row in self._unstored})
         self.last_step = max(self._known, default=None)
 
-    def add(self, measurement: Measurement) -> None:
+    def add(self, measurement: Measurement) -> bool:
+        """Take up a measurement; False where it is that of the checkpoint from which the attempt goes on, which is
+        known."""
         attempt = self._measured_by(measurement.step)
         if not self._begun:
             self._begun = True
@@ -114,10 +116,11 @@ class Reporter:
             self._curves = {"step": measurement.step, **measurement.curves}
         # A resumed trainer yields the measurement of its checkpoint once more.
         if measurement.step in self._known:
-            return
+            return False
         row = MeasurementRow(measurement.step, measurement.metrics, measurement.elapsed_s, attempt)
         self._journal.append(row, self._curves if measurement.curves is not None else None)
         self._enqueue(row)
+        return True
 
     def _measured_by(self, step: int) -> int:
         """The attempt whose folder has the step's checkpoint, which is there before the step is yielded."""

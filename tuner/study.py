@@ -7,7 +7,7 @@ next `recover`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +110,13 @@ class Study:
 
     # --- work ------------------------------------------------------------------------------------------------
 
-    def claim(self, worker_id: int, judge_others: bool = False, grace_s: float = GRACE_S) -> Claim | None:
+    def claim(
+        self, worker_id: int, judge_others: bool = False, grace_s: float = GRACE_S, in_hand: Collection[int] = ()
+    ) -> Claim | None:
         """Take a trial: one that was interrupted, else a new one while the total is not reached.
+
+        Args:
+            in_hand: numbers of the trials that this worker has already, in other slots.
 
         Returns:
             None when every trial of the total has ended or is held by a living worker, or the study is stopped.
@@ -124,7 +129,7 @@ class Study:
             after DatabaseUnavailable: what a failed claim left behind is then taken up.
         """
         with self.lock():
-            row = self._open_row(worker_id, judge_others, grace_s)
+            row = self._open_row(worker_id, judge_others, grace_s, in_hand)
             if row is None:
                 return None
             self._check_failures(row)
@@ -140,23 +145,25 @@ class Study:
         with self.lock():
             return self._open_row(worker_id, judge_others, grace_s) is not None
 
-    def _open_row(self, worker_id: int, judge_others: bool, grace_s: float) -> StudyRow | None:
+    def _open_row(
+        self, worker_id: int, judge_others: bool, grace_s: float, in_hand: Collection[int] = ()
+    ) -> StudyRow | None:
         """The study's row, where a trial is left that nobody alive holds; else None."""
         row = self.store.get_study(self.id)  # first: raises where the study was deleted meanwhile
-        trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id)
+        trials = self.recover(judge_others, grace_s, crashed=True, claimant=worker_id, in_hand=in_hand)
         over = row.stop is not None or sum(trial.state != "waiting" for trial in trials) >= row.total
         return None if over else row
 
     def recover(
         self, judge_others: bool = False, grace_s: float = GRACE_S, crashed: bool = False,
-        claimant: int | None = None,
+        claimant: int | None = None, in_hand: Collection[int] = (),
     ) -> list[TrialRow]:  # fmt: skip
         """Bring both tables in step and put every trial without a living owner back in the queue.
 
         Args:
             judge_others: leases of other hosts may be judged by their age.
             crashed: owners that died on this host did so while we lived on: their attempts count as crashes.
-            claimant: the worker that asks; it holds nothing (Store.held_runs).
+            claimant: the worker that asks; it holds what is `in_hand`, and nothing else (Store.held_runs).
 
         Returns:
             All trials, as they are now.
@@ -170,7 +177,7 @@ class Study:
             running = [trial.number for trial in trials if trial.state == "running"]
             if not running:
                 return trials
-            fates = self.store.held_runs(self.id, judge_others, grace_s, claimant)
+            fates = self.store.held_runs(self.id, judge_others, grace_s, claimant, in_hand)
             orphans = [number for number in running if fates.get(number) != "alive"]
             for number in orphans:
                 outcome = "crashed" if crashed and fates.get(number) == "died" else "lost"

@@ -179,6 +179,21 @@ class RunUploads:
         if overtaken is not None:
             overtaken.remove()
 
+    def hurry(self) -> None:
+        """From now on nothing waits for its turn: the run is being left."""
+        with self._changed:
+            self._finishing += 1
+            self._not_before = 0.0
+            self._changed.notify_all()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the newest offered step is stored and named. Raises as `finish` where it never will be."""
+        with self._changed:
+            if self._named < self._offered:
+                self._check()
+            return self._named >= self._offered
+
     def finish(self, patience_s: float) -> None:
         """Wait until the newest offered step is stored and named, without waiting for its turn.
 

@@ -1,33 +1,27 @@
-"""A worker: takes trials of a study, trains each on one device, brings every measurement to where it is safe."""
+"""A worker: takes trials of a study, trains as many at once as it has slots for on one device, in rounds."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import random
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-from models.trainer import DiskError, Measurement, Run
-from storage.artifacts import ArtifactError, ArtifactUnavailable
-from storage.database import DatabaseUnavailable, StorageError, retry
+from models.trainer import DiskError, InputError, Measurement
+from storage.database import DatabaseUnavailable, StorageError, Unavailable, retry
 from storage.leases import GRACE_S, RENEW_EVERY_S
 from storage.runs import Fenced
 from tuner import logs
-from tuner.reporter import Reporter
-from tuner.study import Claim, Study, violation_metric
-from tuner.uploads import RunUploads, Uploads
+from tuner.course import Course, Outage, is_device_fault, reason_of
+from tuner.study import Claim, Study
+from tuner.uploads import Uploads
 
 log = logging.getLogger("tuner")
-T = TypeVar("T")
 
 # How long a claim, a stop or an end waits for a database or an artifact store that is away.
 OUTAGE_S = 900.0
@@ -35,12 +29,26 @@ OUTAGE_S = 900.0
 STOP_GRACE_S = 100.0
 UPLOAD_EVERY_S = 30.0
 IDLE_POLL_S = 0.5
-# Between two tries to reach the database while a trial trains.
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0
+# Who has trials in hand and found no other one asks again after this time.
+LOOK_AGAIN_S = 5.0
+# The most trials at once that a worker chooses for itself. With many in flight a sampler that learns from ended
+# trials has little to learn from, and comes down to random search.
+MOST_SLOTS, MOST_LEARNING_SLOTS = 32, 8
+LEARNING_SAMPLERS = frozenset({"tpe", "gp", "cmaes"})
+AUTO: Literal["auto"] = "auto"
 
 
 class DeviceFault(Exception):
-    """The device failed under a trial: nothing works on it any more in this process, but in a new one it may."""
+    """The device failed under a trial: nothing works on it any more in this process, but in a new one it may.
+
+    Args:
+        shared: several trials were under way, and nobody knows whose fault it was. They are still in hand, and the
+            end of the process counts as a crash of each.
+    """
+
+    def __init__(self, reason: str, shared: bool = False) -> None:
+        super().__init__(reason)
+        self.shared = shared
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,10 @@ class WorkerOptions:
         studies: serve these alone; none: whatever is queued.
         data_path: the data of `tuner run`; None: they are found below `roots`, by their hashes.
         stay: wait for more when nothing is left to do.
+        slots: how many trials are trained at once; `auto`: as many as the trainer finds best, on a CPU one.
+
+    Raises:
+        InputError: `slots` is something else.
     """
 
     device: str
@@ -63,10 +75,15 @@ class WorkerOptions:
     artifacts: str | None = None
     upload_every_s: float = UPLOAD_EVERY_S
     stay: bool = False
+    slots: int | Literal["auto"] = AUTO
     stop_grace_s: float = STOP_GRACE_S
     outage_s: float = OUTAGE_S
     renew_every_s: float = RENEW_EVERY_S
     grace_s: float = GRACE_S
+
+    def __post_init__(self) -> None:
+        if self.slots != AUTO and (type(self.slots) is not int or self.slots < 1):
+            raise InputError(f"--slots: expected auto or a number from 1, got {self.slots!r}")
 
     @classmethod
     def from_json(cls, text: str) -> WorkerOptions:
@@ -81,6 +98,10 @@ class WorkerOptions:
 
 class Worker:
     """Serves one study on one device.
+
+    It has a number of slots, each for one trial, and works in rounds: free slots are filled, every trial in hand is
+    brought to its next measurement (`Trainer.advance`), then each is handled in the order of slots. What is begun
+    and ended in which order depends on the number of slots, and on nothing else in this process.
 
     Args:
         data: what the trainer's `load` returned; train and valid alone.
@@ -101,16 +122,19 @@ class Worker:
         self.stop = stop
         self.steady = steady
         self.uploads = uploads
+        self.n_slots = 1
         self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
-        self._outage = _Outage()
-        self._held: tuple[Claim, RunUploads | None] | None = None
-        self._fault: str | None = None  # of the device
+        self.outage, self.store_outage = Outage(), Outage()  # of the database, of the artifact store
+        self._courses: dict[int, Course] = {}  # the trials in hand, by slot
+        self._counted = False  # whether the number of slots is settled
+        self._leaving = False
+        self._look_again = 0.0
 
     def serve(self) -> None:
         """Take trials until every trial of the study's total has ended, the study or this worker is stopped.
 
         Raises:
-            TooManyFailures, DiskError, DeviceFault, StorageError.
+            TooManyFailures, DiskError, DeviceFault, StorageError, InputError.
         """
         while not self.stop.is_set():
             if self.work():
@@ -122,221 +146,201 @@ class Worker:
             while held and not self.stop.wait(IDLE_POLL_S):
                 held = self._patiently(lambda: self.study.is_held(self.steady(), self.options.grace_s), "wait")
 
-    def work(self) -> bool:
-        """Take one trial, if there is one, and see it to its end; False when there was none. Raises as `serve`."""
-        claim = self._patiently(
-            lambda: self.study.claim(self.worker_id, self.steady(), self.options.grace_s), "claim"
-        )
-        if claim is None:
-            return False
-        with logs.context(study=self.study.name, trial=claim.number, attempt=claim.attempt):
-            log.info("trial claimed", extra={"action": "claim", "arm": claim.arm})
-            self._held = (claim, None)
-            try:
-                self._run(claim)
-            except Fenced as fenced:
-                log.warning("trial lost to another worker: %s", fenced, extra={"action": "fenced"})
-            finally:
-                self._held = None
-            if self._fault is not None:
-                raise DeviceFault(self._fault)
-        return True
+    def work(self, more: Callable[[], bool] = lambda: True) -> bool:
+        """Take as many trials as there are slots, if there are any, and see them to their ends.
+
+        Args:
+            more: whether a slot that becomes free meanwhile is filled again, while others are in hand. May raise
+                DatabaseUnavailable, which means not now.
+
+        Returns:
+            False when there was none.
+
+        Raises:
+            As `serve`. What is in hand then is put back in the queue, at its newest checkpoint.
+        """
+        if not self._counted:
+            self.n_slots, self._counted = self._choose_slots(), True
+        self._look_again = 0.0
+        try:
+            taken = self._fill(lambda: True)
+            while self._courses:
+                self._round()
+                if self._courses:
+                    self._fill(more)
+            return taken
+        except Exception as error:
+            self._leave(error)
+            raise
+        finally:
+            for course in self._in_hand():
+                with suppress(Exception):  # on a device that failed nothing is let go in order
+                    course.close()
+            self._courses.clear()
+            self._leaving = False
 
     def abandon(self) -> None:
-        """Put the trial in hand back in the queue at its newest checkpoint, from another thread; the process ends
+        """Put what is in hand back in the queue at its newest checkpoint, from another thread; the process ends
         right after."""
-        if (held := self._held) is None:
-            return
-        claim, uploads = held
+        in_hand = self._in_hand()
+        deadline = time.monotonic() + 5.0
+        for act in (lambda uploads: uploads.hurry(), lambda uploads: uploads.finish(deadline - time.monotonic())):
+            for course in in_hand:
+                try:
+                    if course.uploads is not None:
+                        act(course.uploads)
+                except Exception as error:
+                    log.warning("newest checkpoint not uploaded: %s", error, extra={"action": "upload_late"})
+        for course in in_hand:
+            with suppress(StorageError, Fenced):
+                self.study.stop(course.claim)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a trial in hand waits for its next measurement and for nothing else."""
+        return not self._leaving and any(course.fit is not None for course in self._in_hand())
+
+    def _in_hand(self) -> list[Course]:
+        return [course for _, course in sorted(self._courses.items())]
+
+    # --- rounds ------------------------------------------------------------------------------------------------
+
+    def _fill(self, more: Callable[[], bool]) -> bool:
+        """Begin a trial in every free slot, as far as there are some; whether one was taken."""
+        taken = False
+        for slot in range(self.n_slots):
+            if slot in self._courses:
+                continue
+            if self.stop.is_set() or any(course.alone for course in self._in_hand()):
+                break
+            claim = self._claim(more)
+            if claim is None:
+                break
+            taken = True
+            self._courses[slot] = Course(self, slot, claim)
+            self._go_on(self._courses[slot], None)
+        return taken
+
+    def _claim(self, more: Callable[[], bool]) -> Claim | None:
+        """A trial, if there is one. With others in hand the database is not waited for."""
+
+        def claim() -> Claim | None:
+            numbers = [course.claim.number for course in self._in_hand()]
+            return self.study.claim(self.worker_id, self.steady(), self.options.grace_s, numbers)
+
+        if not self._courses:
+            return self._patiently(claim, "claim")
+        began = time.monotonic()
+        if began < self._look_again or self.outage.is_waiting:
+            return None
         try:
-            if uploads is not None:
-                uploads.finish(5.0)
-        except Exception as error:
-            log.warning("newest checkpoint not uploaded: %s", error, extra={"action": "upload_late"})
-        with suppress(StorageError, Fenced):
-            self.study.stop(claim)
+            with self.study.search.without_patience():
+                found = retry(claim, 0.0, "claim") if more() else None
+        except DatabaseUnavailable as error:
+            self.outage.lasted_s(began)
+            log.warning("nothing claimed, training goes on: %s", error, extra={"action": "outage"})
+            return None
+        if found is None:
+            self._look_again = time.monotonic() + LOOK_AGAIN_S
+        return found
 
-    def _run(self, claim: Claim) -> None:
-        try:
-            outcome, failure = self._train(claim)
-        except (DiskError, ArtifactError):
-            # No fault of the trial: whoever takes it next goes on from its checkpoint.
-            self._patiently(lambda: self.study.stop(claim), "stop")
-            raise
-        if outcome == "stopped":
-            self._patiently(lambda: self.study.stop(claim), "stop")
-        else:
-            self._patiently(lambda: self.study.end(claim, outcome, failure), "end")
-        log.info("trial left", extra={"action": "release", "outcome": outcome})
+    def _round(self) -> None:
+        in_hand = self._in_hand()
+        asking = [course for course in in_hand if course.fit is not None]
+        # One after the other: all that may have brought a process down have to show that it was not them.
+        asking = next(([course] for course in asking if course.alone), asking)
+        results = dict(zip([course.slot for course in asking], self._advance(asking), strict=True))
+        for course in in_hand:
+            if course.slot in results:
+                self._go_on(course, results[course.slot])
+            elif course.fit is None:
+                self._go_on(course, None)
 
-    def _train(self, claim: Claim) -> tuple[str, str | None]:
-        """Train until the trial is complete, pruned, stopped, or failed with a reason."""
-        directory = Path(self.options.runs) / self.study.name / "trials" / f"{claim.number:05d}"
-        reporter = Reporter(self.study, claim, directory)
-        try:
-            config = self.trainer.Config.model_validate(self._config(claim))
-            spec = self.study.spec
-            seed, device = spec.seed_of(claim.number), self.options.torch_device
-            run = Run(directory, seed, device, claim.attempt, spec.decision, spec.objective)
-            self._patiently(reporter.resume, "resume")
-            with self._uploading(claim, directory) as uploads:
-                self._held = (claim, uploads)
-                outcome = self._measure(claim, self.trainer.fit(config, self.data, run), reporter, uploads)
-                if uploads is not None and reporter.last_step is not None:
-                    self._bring_up(uploads, outcome)
-            if reporter.last_step is None:
-                return "failed", "the trainer ended without a measurement"
-            return outcome, None
-        except (Fenced, DiskError, StorageError):
-            raise
-        except Exception as error:
-            log.error("trial failed", exc_info=error, extra={"action": "fail"})
-            self._patiently(reporter.flush, "measurements")
-            self._fault = reason_of(error) if _is_device_fault(error) else None
-            return "failed", reason_of(error)
-
-    def _uploading(self, claim: Claim, directory: Path) -> Any:
-        """The run's way to the artifact store, once what is there has been brought here."""
-        if self.uploads is None:
-            return nullcontext()
-        study, uploads = self.study, self.uploads
-        row = self._patiently(lambda: study.store.get_run(study.id, claim.number), "resume")
-        if row.uploaded_attempt is not None:
-            named = (row.uploaded_attempt, row.uploaded_step)
-            self._patiently(lambda: uploads.restore(claim.number, directory, named), "restore")
-
-        def name(step: int) -> None:
-            if not study.store.name_upload(study.id, claim.number, claim.attempt, step):
-                # The database came back for this thread before training asked for it again.
-                raise DatabaseUnavailable(f"storage: the measurement of step {step} is not stored yet")
-
-        return uploads.open(claim.number, claim.attempt, directory, name)
-
-    def _bring_up(self, uploads: RunUploads, outcome: str) -> None:
-        """See the newest checkpoint into the artifact store before the trial is let go."""
-        patience_s = self.options.stop_grace_s / 4 if outcome == "stopped" else self.options.outage_s
-        try:
-            uploads.finish(patience_s)
-        except (ArtifactUnavailable, DatabaseUnavailable) as error:
-            if outcome != "stopped":
-                raise
-            # The checkpoint is safe in the folder of runs; elsewhere the trial goes on from an earlier upload.
-            log.warning("newest checkpoint not uploaded: %s", error, extra={"action": "upload_late"})
-
-    def _measure(
-        self, claim: Claim, measurements: Iterator[Measurement], reporter: Reporter, uploads: RunUploads | None
-    ) -> str:
-        self._outage.end()
-        try:
-            for measurement in self._timed(measurements):
-                verdict = self._reported(reporter, claim, measurement)
-                if uploads is not None:
-                    uploads.offer(measurement.step)
-                if verdict is not None:
-                    return verdict
-                if self.stop.is_set():
-                    return "stopped"
-        finally:
-            measurements.close()  # type: ignore[attr-defined]
-        self._patiently(reporter.flush, "measurements")
-        return "complete"
-
-    def _timed(self, measurements: Iterator[Measurement]) -> Iterator[Measurement]:
-        while True:
-            started = time.monotonic()
+    def _advance(self, asking: list[Course]) -> list[Measurement | Exception | None]:
+        """What the trainer makes of them. Raises DeviceFault where it may be the fault of any of several."""
+        if not asking:
+            return []
+        fits = [course.fit for course in asking]
+        started = time.monotonic()
+        # What is logged of one is its own; of several nobody knows whose it is.
+        with asking[0].context() if len(asking) == 1 else logs.context(study=self.study.name):
             try:
-                measurement = next(measurements, None)
+                found = self.trainer.advance(fits)
+            except Exception as error:
+                found = [error] * len(asking)
             finally:
                 self.fit_s += time.monotonic() - started
-            if measurement is None:
-                return
-            yield measurement
+        faults = [one for one in found if isinstance(one, Exception) and is_device_fault(one)]
+        if faults and len(asking) > 1:
+            numbers = ", ".join(str(course.claim.number) for course in asking)
+            raise DeviceFault(f"{reason_of(faults[0])} (in hand: trials {numbers})", shared=True) from faults[0]
+        return found
 
-    def _reported(self, reporter: Reporter, claim: Claim, measurement: Measurement) -> str | None:
-        """Record one measurement; `pruned` or `stopped` when the trial is to be left."""
-        spec = self.study.spec
-        for name in (spec.objective.metric, violation_metric(spec)):
-            if name not in measurement.metrics:
-                raise FloatingPointError(f"step {measurement.step}: metric {name} is missing")
-        for name, value in measurement.metrics.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"step {measurement.step}: metric {name} is {value}")
-        try:  # what the database refuses must not be in the file, nor in the way of the reason
-            json.dumps(measurement.curves, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise FloatingPointError(f"step {measurement.step}: curves: {error}") from error
-        reporter.add(measurement)
-        if self._outage.is_waiting:
-            return None
-        began = time.monotonic()
+    def _go_on(self, course: Course, result: Measurement | Exception | None) -> None:
+        goes_on = False
         try:
-            with self.study.search.without_patience():  # training waits for nobody
-                recorded = reporter.flush()
-                prune = self.study.search.should_prune(claim.trial, recorded.n_ended)
-        except DatabaseUnavailable as error:
-            if self._outage.lasted_s(began) > self.options.outage_s:
-                raise  # its checkpoint and its file have everything
-            log.warning("database away, training goes on: %s", error, extra={"action": "outage"})
-            return None
-        self._outage.end()
-        return "pruned" if prune else "stopped" if recorded.stop == "now" else None
+            goes_on = course.go_on(result)
+        finally:
+            if not goes_on:
+                del self._courses[course.slot]
+        if course.fault is not None:
+            raise DeviceFault(course.fault)
 
-    def _config(self, claim: Claim) -> dict[str, Any]:
-        """The run's config: sampled once, recorded whole, the same at every later attempt."""
-        spec, study = self.study.spec, self.study
+    def _leave(self, error: Exception) -> None:
+        """Put back what is in hand, for this reason; where the database is away the end of the lease does it."""
+        if isinstance(error, DatabaseUnavailable) or (isinstance(error, DeviceFault) and error.shared):
+            return
+        self._leaving = True
+        for act in (_hurry, Course.leave):
+            for course in self._in_hand():
+                try:
+                    act(course)
+                except Unavailable as away:
+                    log.warning("trials not put back: %s", away, extra={"action": "outage"})
+                    return
+                except Exception as failed:
+                    with course.context():
+                        log.warning("trial not put back: %s", failed, extra={"action": "outage"})
 
-        def sample() -> dict[str, Any]:
-            config = spec.space.sample(
-                spec.config,
-                spec.arms[claim.arm],
-                lambda dimension, default: study.search.suggest(claim.trial, dimension, default),
-            )
-            study.store.set_config(study.id, claim.number, claim.attempt, config)
-            return config
+    # --- how many ----------------------------------------------------------------------------------------------
 
-        return self._patiently(sample, "config")
+    def _choose_slots(self) -> int:
+        """As many as asked for; else as many as the trainer finds best here, of what is sensible for the search."""
+        asked, device, study = self.options.slots, self.options.torch_device, self.study
+        if asked != AUTO or device == "cpu":
+            return 1 if asked == AUTO else asked
+        spec = study.spec
+        progress = next(iter(self._patiently(lambda: study.store.progress(study.id), "count")), None)
+        left = 1 if progress is None else progress.row.total - progress.n_ended
+        most = min(left, MOST_LEARNING_SLOTS if spec.sampler.name in LEARNING_SAMPLERS else MOST_SLOTS)
+        if most <= 1:
+            return 1
+        default, _ = spec.space.for_arm(spec.config, next(iter(spec.arms.values())))
+        try:
+            found = self.trainer.slots(self.trainer.Config.model_validate(default), self.data, device, most)
+        except (DiskError, StorageError):
+            raise
+        except Exception as error:
+            if is_device_fault(error):
+                raise DeviceFault(reason_of(error)) from error
+            log.error("slots not found out", exc_info=error, extra={"action": "fail", "study": study.name})
+            raise InputError(
+                f"--slots auto: expected the trainer to find how many trials {device} takes at once, got "
+                f"{reason_of(error)}; name a number"
+            ) from error
+        log.info(
+            "%d trials at once", found,
+            extra={"action": "slots", "study": study.name, "slots": found, "most": most, "device": device},
+        )  # fmt: skip
+        return found
 
-    def _patiently(self, call: Callable[[], T], what: str) -> T:
+    def _patiently(self, call: Callable[[], Any], what: str) -> Any:
         return retry(call, self.options.outage_s, what)
 
 
-class _Outage:
-    """Since when the database has been away, and when it is worth asking again: with back-off and jitter, and never
-    for more than a third of the time, as a network that was cut answers late or not at all."""
-
-    def __init__(self) -> None:
-        self.end()
-
-    def end(self) -> None:
-        self._since: float | None = None
-        self._delay_s = 0.0
-        self._next_try = 0.0
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it is too early to ask again."""
-        return time.monotonic() < self._next_try
-
-    def lasted_s(self, began: float) -> float:
-        """Note a failed try that began at this monotonic time; how long it has been away by now."""
-        now = time.monotonic()
-        self._since = self._since or began
-        self._delay_s = min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self._delay_s, 2 * (now - began)))
-        self._next_try = now + self._delay_s * random.uniform(0.5, 1.0)
-        return now - self._since
-
-
-def reason_of(error: BaseException) -> str:
-    """One line for the table: the kind of error and its first line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def _is_device_fault(error: BaseException) -> bool:
-    """Whether CUDA has failed for the rest of the process, as after a failed assertion in a kernel; memory that ran
-    out is not meant."""
-    sticky = re.search(r"CUDA error|cuDNN error|CUBLAS_STATUS", str(error))
-    return type(error).__name__ == "AcceleratorError" or sticky is not None
+def _hurry(course: Course) -> None:
+    if course.uploads is not None:
+        course.uploads.hurry()
 
 
 def arguments(options: WorkerOptions) -> list[str]:

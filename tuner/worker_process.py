@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from tuner import logs
 from tuner.source import problems_of
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
-from tuner.worker import IDLE_POLL_S, DeviceFault, Worker, WorkerOptions, reason_of
+from tuner.course import reason_of
+from tuner.worker import IDLE_POLL_S, DeviceFault, Worker, WorkerOptions
 
 log = logging.getLogger("tuner")
 
@@ -107,12 +108,13 @@ class Server:
         ]
 
     def _work(self, row: StudyRow) -> bool:
-        """Take one trial of a queued study; False where there was none for us. One bad study stops no other."""
+        """Take trials of a queued study, for as long as it is the one to serve; False where there was none for us. One
+        bad study stops no other."""
         try:
             if not self._is_open(row) and not self._has_work(row):
                 return False
             worker = self._open(row)  # which may have taken long
-            return not self._stop.is_set() and worker.work()
+            return not self._stop.is_set() and worker.work(self._is_next)
         except TooManyFailures as error:
             log.error("study stopped: %s", error, extra={"action": "study_stopped", "study": row.name})
             retry(lambda: self._store.stop_study(row.id, "drain"), self._options.outage_s, "stop")
@@ -135,14 +137,31 @@ class Server:
     def _is_open(self, row: StudyRow) -> bool:
         return self._row is not None and (self._row.id, self._row.spec) == (row.id, row.spec)
 
-    def _has_work(self, row: StudyRow) -> bool:
+    def _is_next(self) -> bool:
+        """Whether the open study is still what would be served next, now that it leaves a slot free. Asked while
+        others of its trials train: raises DatabaseUnavailable at once."""
+        for row in self._served(self._store.queued_studies()):
+            if self._is_open(row):
+                return True
+            # What is wrong with another study is told in its turn.
+            try:
+                if self._has_work(row, 0.0):
+                    return False
+            except DatabaseUnavailable:
+                raise
+            except (InputError, StorageError) as error:
+                log.info("not looked at for now: %s", error, extra={"action": "study_skipped", "study": row.name})
+        return False
+
+    def _has_work(self, row: StudyRow, patience_s: float | None = None) -> bool:
         """Asked before data are loaded, which may take minutes, and those of another study are dropped for them."""
 
         def ask() -> bool:
             study = Study.open(self._database, row.name)
-            return study.has_work(self._worker_id, self._steady(), self._options.grace_s)
+            with study.search.without_patience() if patience_s == 0.0 else nullcontext():
+                return study.has_work(self._worker_id, self._steady(), self._options.grace_s)
 
-        return retry(ask, self._options.outage_s, "claim")
+        return retry(ask, self._options.outage_s if patience_s is None else patience_s, "claim")
 
     def _forget(self) -> None:
         self._fit_s, self._worker, self._row = self.fit_s, None, None
@@ -258,6 +277,7 @@ def serve(options: WorkerOptions, url: str, stop: threading.Event) -> dict[str, 
     """
     database = Database(url)
     ended = threading.Event()
+    signs_off = True
     try:
         store = Store(database)
         study_id = None
@@ -278,11 +298,15 @@ def serve(options: WorkerOptions, url: str, stop: threading.Event) -> dict[str, 
                 started = time.monotonic()
                 server.serve()
                 return {"serve_s": time.monotonic() - started, "fit_s": server.fit_s}
+        except DeviceFault as fault:
+            signs_off = not fault.shared  # else what it holds would count as given back, and not as crashed
+            raise
         finally:
             ended.set()
             # Also where it gives up: other hosts need not wait for its lease to run out.
-            with suppress(DatabaseUnavailable):
-                store.end_worker(worker_id)
+            if signs_off:
+                with suppress(DatabaseUnavailable):
+                    store.end_worker(worker_id)
     finally:
         database.close()
 

@@ -6,7 +6,6 @@ import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow, Store
 from tests.searches import METRIC, VIOLATION, dead, elsewhere, make_spec, make_study, new_worker
 from tests.toy import ToyConfig, ToyDataset, ToyTrainer
-from tuner.reporter import Journal
+from tuner.reporter import Journal, Reporter
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
-from tuner.worker import DeviceFault, Worker, WorkerOptions, reason_of
+from tuner.course import Course, reason_of
+from tuner.worker import DeviceFault, Worker, WorkerOptions
 
 ONE_ARM = {"arms": {"only": {}}, "space": {"x": {"low": 0.0, "high": 1.0}}, "pruner": {"name": "none"}}
 
@@ -165,7 +165,7 @@ class TestAbandon:
 
         worker = make_worker(study, tmp_path, Watched(hang if during == "fit" else lambda *_: None))
         if during == "restore":
-            monkeypatch.setattr(worker, "_uploading", lambda *_: (hang(), nullcontext())[1])
+            monkeypatch.setattr(Reporter, "resume", hang)
         thread = threading.Thread(target=worker.work)
         thread.start()
         assert hanging.wait(30)
@@ -182,13 +182,18 @@ class TestAbandon:
         self, database: Database, tmp_path: Path, error: Exception
     ) -> None:
         class Broken:
+            def hurry(self) -> None:
+                raise error
+
             def finish(self, patience_s: float) -> None:
                 raise error
 
         study = make_study(database, make_spec(n_trials=1, **ONE_ARM))
         worker = make_worker(study, tmp_path, Watched())
         claim = study.claim(worker.worker_id)
-        worker._held = (claim, Broken())  # type: ignore[assignment]
+        assert claim is not None
+        course = worker._courses[0] = Course(worker, 0, claim)
+        course.uploads = Broken()  # type: ignore[assignment]
         worker.abandon()
         assert states(study) == ["waiting"]
 
@@ -457,8 +462,8 @@ class TestOutage:
     ) -> None:
         study = make_study(database, make_spec(n_trials=1, **{**ONE_ARM, "config": {"x": 0.5, "n_steps": 60}}))
         clock = [0.0]
-        monkeypatch.setattr("tuner.worker.time.monotonic", lambda: clock[0])
-        monkeypatch.setattr("tuner.worker.random.uniform", lambda _low, high: high)
+        monkeypatch.setattr("tuner.course.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("tuner.course.random.uniform", lambda _low, high: high)
 
         def at(_step: int, _metrics: dict[str, float]) -> None:
             clock[0] += 1.0  # a step takes a second, a try that fails three
