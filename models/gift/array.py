@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from models.gift.data import GiftDataset
-from models.gift.fit import COMPARED_STEPS, Training, batch_sizes
+from models.gift.fit import COMPARED_STEPS, Measured, Training, batch_sizes
 from models.gift.losses import MultiTaskLoss
 from models.gift.measures import EpochSums
 from models.gift.stacked import Layout, Room, Stack, adam_rates, aligned
@@ -115,6 +115,10 @@ class GiftArray:
         """Free a slot. Its training has everything of the epochs it has ended."""
         del self._trainings[slot]
 
+    def clear(self) -> None:
+        """Free every slot."""
+        self._trainings.clear()
+
     # ---- an epoch
 
     def epoch(self, slots: Iterable[int]) -> dict[int, Measurement | Exception]:
@@ -123,6 +127,13 @@ class GiftArray:
         Of each its measurement, as `Training.epoch` gives it, or the exception that it raised. A slot that
         failed is free, and its training is not to be used again.
         """
+        trainings = dict(self._trainings)
+        return {
+            slot: self._saved(slot, trainings[slot], found) for slot, found in self.measured_epoch(slots).items()
+        }
+
+    def measured_epoch(self, slots: Iterable[int]) -> dict[int, Measured | Exception]:
+        """`epoch` without its checkpoints: what was measured is still to be saved (`Training.save_epoch`)."""
         start = time.monotonic()
         active = {slot: self._trainings[slot] for slot in sorted(slots)}
         if not active:
@@ -133,7 +144,7 @@ class GiftArray:
         for slot, training in active.items():
             self._load(slot, training)
         sums = self._train(active)
-        return {slot: self._ended(slot, training, sums, start) for slot, training in active.items()}
+        return {slot: self._measured(slot, training, sums, start) for slot, training in active.items()}
 
     def _columns(self, training: Training) -> list[int]:
         return [self.room.tasks.index(name) for name in training.names]
@@ -182,14 +193,21 @@ class GiftArray:
         stack.step(stack.layout.joined(dict(zip(stack.weights, gradients, strict=True))), *rates)
         sums.add(losses, present, self.task_weights)
 
-    def _ended(self, slot: int, training: Training, sums: EpochSums, start: float) -> Measurement | Exception:
+    def _measured(self, slot: int, training: Training, sums: EpochSums, start: float) -> Measured | Exception:
         try:
             trained = sums.of(slot, self._columns(training)).metrics(training.names, training.order)
             n_new = len(self.sizes)
             n_all = (training.next_epoch + 1) * n_new
             self.stack.store(slot, training.network, training.optimizer, n_new, n_all)
-            return training.end_epoch(trained, start)
+            return training.measure_epoch(trained, start)
         except Exception as error:  # whatever it is, it is this training's, and the others go on
+            self.leave(slot)
+            return error
+
+    def _saved(self, slot: int, training: Training, found: Measured | Exception) -> Measurement | Exception:
+        try:
+            return found if isinstance(found, Exception) else training.save_epoch(found)
+        except Exception as error:  # its disk is full, say
             self.leave(slot)
             return error
 

@@ -28,7 +28,6 @@ from models.trainer import (
     Role,
     Run,
     ScoredRows,
-    advance_in_turn,
 )
 
 LOSSES = {"regression": ("mse", "huber"), "binary": ("bce", "focal")}
@@ -151,13 +150,20 @@ class GiftTrainer:
             FloatingPointError: a loss or an output is no longer finite; nothing of that epoch is written.
             InputError: the run's directory holds checkpoints of another configuration or seed.
         """
-        from models.gift import fit  # torch takes seconds to import, and a coordinator never fits
+        from models.gift import fits  # torch takes seconds to import, and a coordinator never fits
 
-        return fit.fit(config, data, run)
+        return fits.Fit(config, data, run)
 
     def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
-        """One after the other."""
-        return advance_in_turn(fits)
+        """See `models.trainer.Trainer.advance`. Those of one bucket (`models.gift.array`) train as one where that
+        pays.
+
+        Which others are there changes the order of summation alone: as one or alone, in an array of how many slots
+        and of which widths. Within an array no bit of a fit depends on the other slots.
+        """
+        from models.gift import fits as fitting
+
+        return fitting.advance(fits)
 
     def slots(self, config: GiftConfig, data: GiftDataset, run_device: str, most: int) -> int:
         """1: see `advance`."""

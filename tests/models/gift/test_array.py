@@ -303,7 +303,7 @@ def test_a_slot_that_diverges_touches_no_other_and_is_refilled(data, tmp_path, n
 def test_an_error_of_one_slot_is_its_own(data, tmp_path, monkeypatch):
     array, every = array_of(data, 2), trials()
     good, bad = (Training(every[0], data, run_in(tmp_path / name)) for name in ("good", "bad"))
-    monkeypatch.setattr(bad, "end_epoch", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(bad, "save_epoch", lambda *_: (_ for _ in ()).throw(OSError("full")))
     slots = [array.join(bad), array.join(good)]
     found = array.epoch(slots)
     assert isinstance(found[slots[0]], OSError)
