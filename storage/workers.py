@@ -66,8 +66,8 @@ class WorkerStore:
         ]
 
     def holdings(self) -> dict[int, list[Holding]]:
-        """What each worker has in hand, dead ones included: worker id -> its claims that are neither released nor of
-        an ended run, by number."""
+        """What each worker has in hand, dead ones included: worker id -> its claims that are neither released nor
+        of an ended run, by number."""
         query = (
             sa.select(attempts, runs.c.arm, runs.c.checkpoint_step, runs.c.measured_at, studies.c.name)
             .join(runs, same_attempt())

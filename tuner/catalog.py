@@ -119,7 +119,7 @@ def delete(database: Database, name: str, runs: Path, artifacts: str | None = No
 
 
 def _refuse_served(store: Store, row: StudyRow) -> None:
-    held = {id for id, holding in store.holdings().items() if holding.study_name == row.name}
+    held = {id for id, of in store.holdings().items() if any(one.study_name == row.name for one in of)}
     alive = [w for w in store.workers(row.id) if is_alive(w) and (w.study_id == row.id or w.id in held)]
     if alive:
         where = ", ".join(f"{worker.identity.host} pid {worker.identity.pid}" for worker in alive)

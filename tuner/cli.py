@@ -26,6 +26,7 @@ from tuner.options import (
     runs_option,
     seconds,
     service_options,
+    slots_option,
     storage_option,
     study_option,
     yaml_options,
@@ -52,6 +53,7 @@ def cli() -> None:
 @name_option
 @storage_option
 @machine_options
+@slots_option
 @option(
     "--n-trials",
     env="N_TRIALS",

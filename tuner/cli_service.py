@@ -21,6 +21,7 @@ from tuner.options import (
     seed_option,
     service_options,
     set_option,
+    slots_option,
     storage_option,
     study_option,
 )
@@ -67,6 +68,7 @@ def submit(storage: str | None, runs: str, **given: Any) -> int:
 @storage_option
 @runs_option
 @machine_options
+@slots_option
 @service_options
 @option("--metrics-port", env="METRICS_PORT", type=click.IntRange(1, 65535),
         help="Serve Prometheus metrics on this port of 127.0.0.1.")  # fmt: skip

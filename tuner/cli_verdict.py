@@ -15,6 +15,7 @@ from tuner.options import (
     output_format,
     runs_option,
     service_options,
+    slots_option,
     storage_option,
     study_option,
 )
@@ -43,6 +44,7 @@ def register(cli: click.Group) -> None:
 @option("--devices", env="DEVICES", default="auto", show_default=True, metavar="LIST",
         help="auto, cpu, or a list as for `tuner run`; none: wait for the workers of `tuner worker`.")  # fmt: skip
 @option("--workers", env="WORKERS", type=click.IntRange(min=1), help="Number of worker processes.")
+@slots_option
 @service_options
 @output_format("table", "json")
 def evaluate(storage: str | None, runs: str, form: str, **given: Any) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import models
 from models.trainer import SEARCH_ROLES, DataSpec, InputError, Manifest
@@ -34,7 +34,7 @@ from tuner.spec_checks import check_spec, load_spec
 from tuner.study import Study
 from tuner.summary import StudySummary, as_json, summarize
 from tuner.uploads import Uploads
-from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
+from tuner.worker import AUTO, OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
 from tuner.worker_process import peak_bytes
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class RunOptions:
     storage: str = "sqlite:///runs/tuner.db"
     devices: str = "auto"
     workers: int | None = None
+    slots: int | Literal["auto"] = AUTO
     timeout_s: float | None = None
     seed: int | None = None
     retry_failed: bool = False
@@ -350,8 +351,8 @@ def _crew(study: Study, devices: Sequence[str], options: RunOptions, observer: O
     worker = WorkerOptions(
         device="", runs=str(Path(options.runs).absolute()), cache=str(options.cache.absolute()),
         studies=(study.name,), artifacts=options.artifacts, upload_every_s=options.upload_every_s,
-        stop_grace_s=options.stop_grace_s, outage_s=options.outage_s, renew_every_s=options.renew_every_s,
-        grace_s=options.grace_s,
+        slots=options.slots, stop_grace_s=options.stop_grace_s, outage_s=options.outage_s,
+        renew_every_s=options.renew_every_s, grace_s=options.grace_s,
     )  # fmt: skip
     data_path = options.data_path(study.spec)
     if options.launcher == "ray":

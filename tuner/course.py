@@ -1,4 +1,4 @@
-"""One trial in a slot of a worker, from its claim to where it is left; what it has to wait for holds no other one up."""
+"""One trial in a slot of a worker, from its claim to where it is left; where it has to wait, the others train on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0
 
 
 class Leave(BaseException):
-    """Thrown into a course: the trial goes back in the queue as it is. No `Exception`: it is no fault of the trial."""
+    """Thrown into a course: the trial goes back in the queue as it is. No `Exception`, as nothing has failed."""
 
 
 class Course:
@@ -81,7 +81,7 @@ class Course:
         return self._step(lambda: self._steps.send(result))
 
     def leave(self) -> None:
-        """Put the trial back in the queue at its newest checkpoint, uploaded where there is time. Raises StorageError."""
+        """Put the trial back in the queue at its newest checkpoint, which is seen into the store. Raises StorageError."""
         self.fit = None
         self._step(lambda: self._steps.throw(Leave()))
 

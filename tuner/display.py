@@ -109,9 +109,10 @@ def progress_panel(summary: StudySummary, eta_s: float | None) -> Group:
 
 def _workers_at_work(summary: StudySummary) -> Iterator[tuple[str, str]]:
     devices = {worker.id: worker.device for worker in summary.workers}
-    for worker_id, trial in summary.held.items():
-        step = "starting" if trial.last_step is None else f"step {trial.last_step}"
-        yield devices.get(worker_id, "?"), f"trial {trial.number} {trial.arm} {step}"
+    for worker_id, trials in summary.held.items():
+        for trial in trials:
+            step = "starting" if trial.last_step is None else f"step {trial.last_step}"
+            yield devices.get(worker_id, "?"), f"trial {trial.number} {trial.arm} {step}"
 
 
 def counts_text(summary: StudySummary) -> str:
@@ -291,13 +292,15 @@ def trials_table(summary: StudySummary) -> Table:
 def workers_table(summary: StudySummary) -> Table:
     rows = []
     for worker in summary.workers:
-        trial = summary.held.get(worker.id)
+        held = summary.held.get(worker.id, [])
         if worker.ended_at is not None:
             doing = f"ended {clock(worker.ended_at)}"
         elif not is_alive(worker):
-            doing = "gone" + (f" (held trial {trial.number}; the next run goes on with it)" if trial else "")
+            numbers = ", ".join(str(trial.number) for trial in held)
+            word, them = ("trial", "it") if len(held) == 1 else ("trials", "them")
+            doing = "gone" + (f" (held {word} {numbers}; the next run goes on with {them})" if held else "")
         else:
-            doing = "idle" if trial is None else f"trial {trial.number}, step {trial.last_step}"
+            doing = "; ".join(f"trial {trial.number}, step {trial.last_step}" for trial in held) or "idle"
         host, pid = worker.identity.host, worker.identity.pid
         rows.append([worker.id, worker.device, host, pid, clock(worker.started_at), doing])
     return table("workers", ["worker", "device", "host", "pid", "started", "doing"], rows)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import models
 from models.trainer import InputError, Role
@@ -30,7 +30,7 @@ from tuner.plan import Plan, make_plan, spec_of_fits
 from tuner.spec_checks import load_spec
 from tuner.study import Study
 from tuner.summary import summarize
-from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
+from tuner.worker import AUTO, OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
 from tuner.worker_process import load_data, own_folder
 
 log = logging.getLogger("tuner")
@@ -63,6 +63,7 @@ class EvaluateOptions:
     n_replicates: int = 2000
     devices: str = "auto"
     workers: int | None = None
+    slots: int | Literal["auto"] = AUTO
     storage: str = "sqlite:///runs/tuner.db"
     runs: str = "runs"
     artifacts: str | None = None
@@ -171,7 +172,8 @@ class _Evaluation:
             device="", runs=str(runs), cache=str(runs / "cache"),
             data_path=None if located or data is None else data, data_path_given=data is not None,
             roots=tuple(str(Path(root).absolute()) for root in roots), artifacts=options.artifacts,
-            upload_every_s=options.upload_every_s, stop_grace_s=options.stop_grace_s, outage_s=options.outage_s,
+            upload_every_s=options.upload_every_s, slots=options.slots, stop_grace_s=options.stop_grace_s,
+            outage_s=options.outage_s,
             renew_every_s=options.renew_every_s, grace_s=options.grace_s,
         )  # fmt: skip
 

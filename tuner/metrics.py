@@ -128,8 +128,8 @@ def _epoch_seconds(store: Store, found: ServiceStatus) -> dict[tuple[str, int], 
     ids = {study.name: study.progress.row.id for study in found.studies}
     held: dict[str, list[int]] = {}
     for worker in found.workers:
-        if worker.state == "alive" and worker.holding is not None:
-            held.setdefault(worker.holding.study_name, []).append(worker.holding.number)
+        for holding in worker.holdings if worker.state == "alive" else ():
+            held.setdefault(holding.study_name, []).append(holding.number)
     seconds = {}
     for name, numbers in held.items():
         if name not in ids:  # made between the two queries
@@ -170,7 +170,7 @@ def _studies(reading: _Reading) -> Iterator[GaugeMetricFamily]:
 
 def _workers(found: ServiceStatus) -> Iterator[GaugeMetricFamily]:
     workers = _gauge("tuner_workers", "Workers, all machines: alive, or stale with a trial in hand.", "state")
-    shown = [w for w in found.workers if w.state == "alive" or (w.state == "stale" and w.holding is not None)]
+    shown = [w for w in found.workers if w.state == "alive" or (w.state == "stale" and w.holdings)]
     for state in ("alive", "stale"):
         workers.add_metric([state], sum(worker.state == state for worker in shown))
     yield workers

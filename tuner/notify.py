@@ -92,7 +92,7 @@ class Notifier:
         if not watched:
             return
         now = database_time(self._store.database)
-        holdings = list(self._store.holdings().values())
+        holdings = [held for all_of_one in self._store.holdings().values() for held in all_of_one]
         for progress in self._store.progress():
             if (spec := watched.get(progress.row.id)) is None:
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -67,6 +67,25 @@ machine_options = together(
     option("--devices", env="DEVICES", default="auto", show_default=True, metavar="LIST",
             help="auto (every CUDA device, else one CPU worker a core), cpu, or a list: cuda:0,cuda:1."),
     option("--workers", env="WORKERS", type=click.IntRange(min=1), help="Number of worker processes."),
+)  # fmt: skip
+
+
+class _Slots(click.ParamType):
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        if not (str(value).isdecimal() and int(value) >= 1):
+            self.fail(f"expected auto or a number from 1, got {value!r}", param, ctx)
+        return int(value)
+
+
+slots_option = option(
+    "--slots", env="SLOTS", type=_Slots(), default="auto", show_default=True, metavar="N",
+    help="Trials that each worker trains at once; auto: as many as are best on its device, measured (CPU: 1).",
 )  # fmt: skip
 
 

@@ -145,12 +145,11 @@ class DashboardStorage(_CachedStorage):
 
     def workers_on(self, row: StudyRow) -> list[str]:
         """The living workers that serve a study, or hold a trial of it."""
-        held = self._store.holdings()
+        held = {id for id, of in self._store.holdings().items() if any(one.study_name == row.name for one in of)}
         return [
             f"{worker.identity.host} pid {worker.identity.pid}"
             for worker in self._store.workers(row.id)
-            if is_alive(worker)
-            and (worker.study_id == row.id or (worker.id in held and held[worker.id].study_name == row.name))
+            if is_alive(worker) and (worker.study_id == row.id or worker.id in held)
         ]
 
     def _recognise(self, study_id: int, row: StudyRow | None) -> None:

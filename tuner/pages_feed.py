@@ -116,7 +116,7 @@ class Feed:
             "arms": arms,
             "columns": COLUMNS,
             "trials": trials,
-            "workers": [w for w in told["workers"] if w["holding"] is not None and w["holding"]["study"] == name],
+            "workers": [w for w in told["workers"] if any(held["study"] == name for held in w["holdings"])],
         }
 
     def _refreshed(self, progress: StudyProgress) -> _Known:
@@ -151,7 +151,8 @@ class Feed:
         self._compare_arms(study_id, known)
 
     def _held(self, name: str) -> set[int]:
-        return {held.number for held in self._store.holdings().values() if held.study_name == name}
+        holdings = self._store.holdings().values()
+        return {held.number for of_one in holdings for held in of_one if held.study_name == name}
 
     def _best(self, study_id: int, runs: Sequence[RunRow], spec: Spec) -> dict[int, MeasurementRow]:
         """The measurement at the best step (so far) of each run that has one."""

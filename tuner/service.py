@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from models.trainer import InputError
 from storage.artifacts import open_artifacts
@@ -22,7 +23,7 @@ from tuner.coordinator import Observer, RunOptions, open_study, prepare, tell_of
 from tuner.crew import Crew, choose_devices
 from tuner.notify import Notifier
 from tuner.study import Study
-from tuner.worker import OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
+from tuner.worker import AUTO, OUTAGE_S, STOP_GRACE_S, UPLOAD_EVERY_S, WorkerOptions
 
 log = logging.getLogger("tuner")
 
@@ -45,6 +46,7 @@ class ServiceOptions:
     roots: tuple[str, ...] = ("data",)
     devices: str = "auto"
     workers: int | None = None
+    slots: int | Literal["auto"] = AUTO
     runs: str = "runs"
     artifacts: str | None = None
     upload_every_s: float = UPLOAD_EVERY_S
@@ -155,8 +157,8 @@ class _Supervisor:
             device="", runs=str(Path(options.runs).absolute()), cache=str(Path(options.runs).absolute() / "cache"),
             studies=options.studies, roots=tuple(str(Path(root).absolute()) for root in options.roots),
             artifacts=options.artifacts, upload_every_s=options.upload_every_s, stay=True,
-            stop_grace_s=options.stop_grace_s, outage_s=options.outage_s, renew_every_s=options.renew_every_s,
-            grace_s=options.grace_s,
+            slots=options.slots, stop_grace_s=options.stop_grace_s, outage_s=options.outage_s,
+            renew_every_s=options.renew_every_s, grace_s=options.grace_s,
         )  # fmt: skip
         url = self._database.url.render_as_string(hide_password=False)
         return Crew(self._devices, worker, url, Path(options.runs) / "worker-logs", self._say, self._on_death)
@@ -189,7 +191,7 @@ class _Supervisor:
 
     def put_back(self, crashed: bool = False) -> None:
         """Put back what workers held that died on this machine; whatever is left is for whoever asks next."""
-        names = {holding.study_name for holding in self._store.holdings().values()}
+        names = {held.study_name for holdings in self._store.holdings().values() for held in holdings}
         for name in sorted(names):
             try:
                 Study.open(self._database, name).recover(crashed=crashed)

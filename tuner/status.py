@@ -33,7 +33,7 @@ class WorkerStatus:
 
     row: WorkerRow
     state: Literal["alive", "stale", "ended"]
-    holding: Holding | None
+    holdings: Sequence[Holding]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def read(database: Database) -> ServiceStatus:
     store = Store(database)
     now = database_time(database)
     holdings = store.holdings()
-    workers = [_worker(row, holdings.get(row.id)) for row in store.workers()]
-    at_work = [w.holding.study_name for w in workers if w.state == "alive" and w.holding is not None]
+    workers = [_worker(row, holdings.get(row.id, [])) for row in store.workers()]
+    at_work = [held.study_name for w in workers if w.state == "alive" for held in w.holdings]
     progress = store.progress()
     waiting = sorted((p for p in progress if _is_queued(p)), key=lambda p: (p.row.queued_at or 0.0, p.row.id))
     places = {p.row.id: place for place, p in enumerate(waiting, start=1)}
@@ -100,10 +100,10 @@ def read(database: Database) -> ServiceStatus:
     return ServiceStatus(mask(database.url), now, studies, workers)
 
 
-def _worker(row: WorkerRow, holding: Holding | None) -> WorkerStatus:
+def _worker(row: WorkerRow, holdings: Sequence[Holding]) -> WorkerStatus:
     if row.ended_at is not None:
-        return WorkerStatus(row, "ended", None)
-    return WorkerStatus(row, "alive" if is_alive(row) else "stale", holding)
+        return WorkerStatus(row, "ended", [])
+    return WorkerStatus(row, "alive" if is_alive(row) else "stale", holdings)
 
 
 def _is_queued(progress: StudyProgress) -> bool:
@@ -156,14 +156,17 @@ def _study_json(study: StudyStatus) -> dict[str, Any]:
 
 
 def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
-    row, holding = worker.row, worker.holding
+    row = worker.row
     return {
         "worker": row.id, "state": worker.state, "host": row.identity.host, "pid": row.identity.pid,
         "device": row.device, "started_at": row.started_at, "lease_age_s": row.age_s, "ended_at": row.ended_at,
-        "holding": None if holding is None else {
-            "study": holding.study_name, "trial": holding.number, "attempt": holding.attempt, "arm": holding.arm,
-            "step": holding.step, "claimed_at": holding.claimed_at, "measured_at": holding.measured_at,
-        },
+        "holdings": [
+            {
+                "study": held.study_name, "trial": held.number, "attempt": held.attempt, "arm": held.arm,
+                "step": held.step, "claimed_at": held.claimed_at, "measured_at": held.measured_at,
+            }
+            for held in worker.holdings
+        ],
     }  # fmt: skip
 
 
@@ -183,18 +186,20 @@ def tables(status: ServiceStatus, width: int | None = None) -> Iterator[str | Ta
         yield _fitted("studies", _STUDY_COLUMNS, [_study_cells(study, status.now) for study in shown], width)
     if len(shown) < len(status.studies):
         yield f"other studies: {len(status.studies) - len(shown)} (`tuner studies` lists all)"
-    workers = [w for w in status.workers if w.state == "alive" or w.holding is not None]
+    workers = [w for w in status.workers if w.state == "alive" or w.holdings]
     if workers:
         yield ""
         workers.sort(key=lambda w: (w.row.identity.host, w.row.device, w.row.id))
-        yield _fitted("workers", _WORKER_COLUMNS, [_worker_cells(worker, status.now) for worker in workers], width)
+        yield _fitted("workers", _WORKER_COLUMNS, [
+            line for worker in workers for line in _worker_lines(worker, status.now)
+        ], width)  # fmt: skip
     if len(workers) < len(status.workers):
         yield f"workers that ended or died lately: {len(status.workers) - len(workers)}"
 
 
 def _headline(status: ServiceStatus) -> str:
     states = [worker.state for worker in status.workers]
-    n_stale = sum(worker.state == "stale" and worker.holding is not None for worker in status.workers)
+    n_stale = sum(worker.state == "stale" and bool(worker.holdings) for worker in status.workers)
     stale = f" (and {n_stale} stale with a trial in hand)" if n_stale else ""
     left = sum(study.left for study in status.queue)
     queue = f"{len(status.queue)} ({left} {'trial' if left == 1 else 'trials'} to go)" if status.queue else "0"
@@ -235,18 +240,22 @@ def _study_cells(study: StudyStatus, now: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _worker_cells(worker: WorkerStatus, now: float) -> dict[str, Any]:
-    row, holding = worker.row, worker.holding
+def _worker_lines(worker: WorkerStatus, now: float) -> list[dict[str, Any]]:
+    """One for each trial that it has in hand."""
+    row = worker.row
     cells = {
         "worker": row.id, "host": row.identity.host, "pid": row.identity.pid, "device": row.device,
         "lease age": ("stale, " if worker.state == "stale" else "") + duration(row.age_s),
     }  # fmt: skip
-    if holding is None:
-        return {**cells, "study": "idle"}
-    return {
-        **cells, "study": holding.study_name, "trial": holding.number, "attempt": holding.attempt,
-        "arm": holding.arm, "step": holding.step, "measured": _ago(holding.measured_at, now),
-    }  # fmt: skip
+    if not worker.holdings:
+        return [{**cells, "study": "idle"}]
+    return [
+        {
+            **cells, "study": held.study_name, "trial": held.number, "attempt": held.attempt, "arm": held.arm,
+            "step": held.step, "measured": _ago(held.measured_at, now),
+        }
+        for held in worker.holdings
+    ]  # fmt: skip
 
 
 def _pace(per_hour: float | None) -> float | None:

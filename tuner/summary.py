@@ -66,14 +66,14 @@ class StudySummary:
         return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
 
     @property
-    def held(self) -> Mapping[int, TrialSummary]:
-        """Which trial each worker has in hand: worker id -> running trial."""
+    def held(self) -> Mapping[int, list[TrialSummary]]:
+        """Which trials each worker has in hand: worker id -> running trials, by number."""
         running = {trial.number: trial for trial in self.trials if trial.state == "running"}
-        return {
-            attempt.worker_id: running[attempt.number]
-            for attempt in self.attempts
-            if attempt.released_at is None and attempt.number in running
-        }
+        found: dict[int, list[TrialSummary]] = {}
+        for attempt in self.attempts:
+            if attempt.released_at is None and attempt.number in running:
+                found.setdefault(attempt.worker_id, []).append(running[attempt.number])
+        return found
 
     @property
     def chosen(self) -> TrialSummary | None:

@@ -30,10 +30,10 @@ from storage.database import Database, DatabaseUnavailable, StorageError, Unavai
 from storage.leases import LeaseThread, ProcessIdentity
 from storage.runs import Store, StudyRow
 from tuner import logs
+from tuner.course import reason_of
 from tuner.source import problems_of
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
-from tuner.course import reason_of
 from tuner.worker import IDLE_POLL_S, DeviceFault, Worker, WorkerOptions
 
 log = logging.getLogger("tuner")
@@ -108,8 +108,8 @@ class Server:
         ]
 
     def _work(self, row: StudyRow) -> bool:
-        """Take trials of a queued study, for as long as it is the one to serve; False where there was none for us. One
-        bad study stops no other."""
+        """Take trials of a queued study, as long as it is the one to serve; False where there was none for us.
+        One bad study stops no other."""
         try:
             if not self._is_open(row) and not self._has_work(row):
                 return False

@@ -284,6 +284,13 @@ class TestLeases:
         store.claim(study, 1, "a", other)
         assert store.held_runs(study, False, claimant=asking) == {0: "expired", 1: "alive"}
 
+    def test_but_for_those_that_it_knows_to_have_in_hand(self, store: Store, study: int) -> None:
+        asking = store.register_worker(study, elsewhere(), "cpu")  # it lives, whatever the age of its lease
+        for number in range(3):
+            store.claim(study, number, "a", asking)
+        fates = store.held_runs(study, True, grace_s=-1.0, claimant=asking, in_hand=[0, 2])
+        assert fates == {0: "alive", 1: "expired", 2: "alive"}
+
     def test_only_the_current_attempt_holds(self, store: Store, study: int) -> None:
         store.claim(study, 0, "a", store.register_worker(study, me(), "cpu"))
         store.claim(study, 0, "a", store.register_worker(study, gone(), "cpu"))

@@ -165,7 +165,7 @@ def test_only_what_changed_is_sent_again(study: Study, feed: Feed) -> None:
     assert {n: t["state"] for n, t in trials(begun).items()} == {5: "running"}
     assert begun is not None
     assert not begun["all"]
-    assert [w["holding"]["trial"] for w in begun["workers"]] == [5]
+    assert [held["trial"] for w in begun["workers"] for held in w["holdings"]] == [5]
 
     record(study, claim, 0, 0.25)
     measured = feed.study("toy", begun["version"])
@@ -307,7 +307,7 @@ def test_the_service(study: Study, browser: Browser) -> None:
     answer = browser.ask("/tuner/api/service").json
     assert [w["state"] for w in answer["workers"]] == ["alive", "alive", "stale"]
     assert claim is not None
-    assert answer["workers"][1]["holding"]["trial"] == claim.number
+    assert answer["workers"][1]["holdings"][0]["trial"] == claim.number
     assert answer["studies"][0]["study"] == "toy"
     assert answer["dashboard_ids"] == {"toy": 1}
 

@@ -45,10 +45,9 @@ def test_workers_and_what_they_hold(database: Database) -> None:
     study.store.end_worker(signed_off)
     found = {worker.row.id: worker for worker in status.read(database).workers}
     assert [found[w].state for w in (busy, idle, gone, signed_off)] == ["alive", "alive", "stale", "ended"]
-    holding = found[busy].holding
-    assert holding is not None
+    (holding,) = found[busy].holdings
     assert (holding.study_name, holding.number, holding.attempt, holding.step) == ("toy", claim.number, 1, 2)
-    assert found[idle].holding is None
+    assert found[idle].holdings == []
     assert 0 <= found[idle].row.age_s < 60
 
 
@@ -61,7 +60,7 @@ def test_a_lease_of_another_host_runs_out(sqlite: Database) -> None:
     age_lease(sqlite, worker, 120)
     found = status.read(sqlite)
     assert found.workers[-1].state == "stale"
-    assert found.workers[-1].holding is not None
+    assert found.workers[-1].holdings
     assert (the(study).state, the(study).running, the(study).waiting) == ("idle", 0, 1)
 
 
@@ -163,7 +162,7 @@ def test_json_says_all(service: ServiceStatus) -> None:
     assert study["remaining_s"] > 0
     states = [worker["state"] for worker in told["workers"]]
     assert (states.count("alive"), states.count("stale"), states.count("ended")) == (4, 1, 3)
-    holding = next(w["holding"] for w in told["workers"] if w["state"] == "stale")
+    (holding,) = next(w["holdings"] for w in told["workers"] if w["state"] == "stale")
     assert (holding["study"], holding["step"]) == ("mvp13", 1)
 
 

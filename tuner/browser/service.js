@@ -4,25 +4,23 @@ import { ago, chip, duration, el, fill, link, number, poll, studyPath, table, tr
 const main = document.getElementById("main");
 
 function workers(found, now) {
-  const rows = found.map((w) => {
-    const held = w.holding;
-    return [
-      w.host, w.device, chip(w.state),
-      held ? link(studyPath(held.study), held.study) : null,
-      held ? link(trialPath(held.study, held.trial), held.trial) : null,
-      held && held.step !== null ? String(held.step) : null,
-      held ? ago(held.measured_at ?? held.claimed_at, now) : null,
-      w.state === "ended" ? null : duration(w.lease_age_s),
-      held ? String(held.attempt) : null, String(w.worker), String(w.pid),
-    ];
-  });
+  // One line for each trial that a worker has in hand.
+  const rows = found.flatMap((w) => (w.holdings.length ? w.holdings : [null]).map((held) => [
+    w.host, w.device, chip(w.state),
+    held ? link(studyPath(held.study), held.study) : null,
+    held ? link(trialPath(held.study, held.trial), held.trial) : null,
+    held && held.step !== null ? String(held.step) : null,
+    held ? ago(held.measured_at ?? held.claimed_at, now) : null,
+    w.state === "ended" ? null : duration(w.lease_age_s),
+    held ? String(held.attempt) : null, String(w.worker), String(w.pid),
+  ]));
   const columns = [
     ["Host"], ["Device"], ["State"], ["Study"], ["Trial", "number"], ["Step", "number"], ["Last progress"],
     ["Lease age"], ["Attempt", "number"], ["Worker", "number"], ["Process", "number"],
   ];
   const alive = found.filter((w) => w.state === "alive");
   const devices = new Set(alive.map((w) => `${w.host} ${w.device}`));
-  const busy = alive.filter((w) => w.holding).length;
+  const busy = alive.filter((w) => w.holdings.length).length;
   return el("section", { class: "card wide", id: "workers" },
     el("h2", {}, "Workers"),
     el("p", { class: "soft" }, `${alive.length} alive on ${devices.size} ${devices.size === 1 ? "device" : "devices"}, ${busy} of them at a trial`),

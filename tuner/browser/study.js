@@ -48,7 +48,10 @@ function drawHead(study) {
       ["Constraint", `${d.task}: precision at least ${d.target_precision} at confidence ${d.confidence}, unit ${d.unit}`],
       ["Data", study.data + (study.simulated ? " (simulated, not real)" : "")],
       ["Thresholds", study.threshold_status],
-      ["Workers", study.workers.map((w) => `${w.host} ${w.device}: trial ${w.holding.trial}`).join(", ")],
+      ["Workers", study.workers.map((w) => {
+        const held = w.holdings.filter((h) => h.study === study.study).map((h) => h.trial);
+        return `${w.host} ${w.device}: ${held.length === 1 ? "trial" : "trials"} ${held.join(" ")}`;
+      }).join(", ")],
     ]));
 }
 
