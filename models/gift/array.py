@@ -138,13 +138,18 @@ class GiftArray:
         active = {slot: self._trainings[slot] for slot in sorted(slots)}
         if not active:
             return {}
+        sums = self.train_epoch(active)
+        return {slot: self._measured(slot, training, sums, start) for slot, training in active.items()}
+
+    def train_epoch(self, slots: Iterable[int]) -> EpochSums:
+        """The steps of an epoch alone: the trainings in these slots do not learn of them."""
+        active = {slot: self._trainings[slot] for slot in slots}
         for slot in range(self.n_slots):
             self.stack.clear(slot)
             self.trained[slot], self.task_weights[slot] = False, 0.0
         for slot, training in active.items():
             self._load(slot, training)
-        sums = self._train(active)
-        return {slot: self._measured(slot, training, sums, start) for slot, training in active.items()}
+        return self._train(active)
 
     def _columns(self, training: Training) -> list[int]:
         return [self.room.tasks.index(name) for name in training.names]
