@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -279,8 +280,12 @@ def _carry_best(run: Run, attempt: Path, step: int) -> dict[str, Any] | None:
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    # copied: safetensors refuses tensors that share memory, as tied weights do
-    return safetensors.torch.save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()})
+    # copied: safetensors refuses tensors that share memory, as tied weights do. From a GPU all are on their way at
+    # once, into pinned memory, and are waited for once
+    copies = {k: v.detach().to("cpu", copy=True, non_blocking=True) for k, v in tensors.items()}
+    for device in {v.device for v in tensors.values() if v.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return safetensors.torch.save({k: v.contiguous() for k, v in copies.items()})
 
 
 def _sealed(content: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ alone or in another array, or make room for the next one, and the others do not 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from models.gift.data import GiftDataset
-from models.gift.fit import COMPARED_STEPS, Measured, Training, batch_sizes
+from models.gift.dropout import HashedDraws
+from models.gift.fit import Measured, Training, batch_sizes, compared_steps, row_type
+from models.gift.graphs import Launch, Plan, in_graphs, launch_of, launcher
 from models.gift.losses import MultiTaskLoss
 from models.gift.measures import EpochSums
 from models.gift.stacked import Layout, Room, Stack, adam_rates, aligned
@@ -63,9 +65,18 @@ class GiftArray:
 
     Args:
         room: the greatest widths; every slot is padded to them, and pays for them.
+        launch: how its steps are launched; None: as is best on the device.
     """
 
-    def __init__(self, bucket: Bucket, room: Room, data: GiftDataset, n_slots: int, device: str) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        room: Room,
+        data: GiftDataset,
+        n_slots: int,
+        device: str,
+        launch: Launch | None = None,
+    ) -> None:
         self.bucket, self.room, self.n_slots = bucket, room, n_slots
         self.device = torch.device(device)
         self.rows = on_device(data, "train", self.device)
@@ -74,7 +85,11 @@ class GiftArray:
         self.sizes = batch_sizes(len(self.targets), bucket.batch_size)
         starts = torch.tensor([0, *data.cardinalities[:-1]]).cumsum(0).to(self.device)
         layout = Layout(room, len(data.numeric_names), data.cardinalities)
-        self.stack = Stack(layout, n_slots, starts if data.cardinalities else None, self.device)
+        launch = launch or launch_of(self.device)
+        self.hashed = None
+        if in_graphs(self.device, launch):
+            self.hashed = HashedDraws(n_slots, max(self.sizes), room.widths, len(self.sizes), self.device)
+        self.stack = Stack(layout, n_slots, starts if data.cardinalities else None, self.device, self.hashed)
         kinds = {t.name: "mse" if t.kind == "regression" else "bce" for t in data.tasks}
         self.loss = MultiTaskLoss([TaskConfig(loss=kinds[n]) for n in room.tasks], self.device)
         n_regression, n_binary = self.loss.n_regression, len(room.tasks) - self.loss.n_regression
@@ -83,6 +98,9 @@ class GiftArray:
         self.loss.gamma = torch.zeros(n_slots, 1, n_binary, dtype=torch.float32, device=self.device)
         self.task_weights = torch.zeros(n_slots, len(room.tasks), device=self.device)
         self.trained = torch.zeros(n_slots, 1, len(room.tasks), dtype=torch.bool, device=self.device)
+        self.sums = EpochSums(len(room.tasks), self.device, (n_slots,))
+        self.plan = self._planned()
+        self.launcher = launcher(self.plan, self.device, launch)
         self._trainings: dict[int, Training] = {}
         for slot in range(n_slots):
             self.stack.clear(slot)
@@ -165,25 +183,39 @@ class GiftArray:
         self.task_weights[slot, columns] = training.balancing.weights
         self.trained[slot, 0, columns] = True
 
+    def _planned(self) -> Plan:
+        """Where the steps of every epoch find their inputs."""
+        shape = self.n_slots, len(self.targets)
+        own = {"rates": torch.zeros(len(self.sizes), 2, self.n_slots, 1, device=self.device)}
+        if self.hashed is not None:
+            own["dropout"] = self.hashed.keys
+        return Plan(torch.zeros(shape, dtype=row_type(self.device), device=self.device), self.sizes, own)
+
     def _train(self, active: dict[int, Training]) -> EpochSums:
         """Take the steps of an epoch. An empty slot reads the first row again and again, and learns nothing."""
-        n_steps = len(self.sizes)
-        order = torch.zeros(self.n_slots, len(self.targets), dtype=torch.int64, device=self.device)
+        n_steps, seeds = len(self.sizes), [0] * self.n_slots
+        self.plan.order.zero_()
         lr, first = torch.zeros(2, self.n_slots, dtype=torch.float64)
         for slot, training in active.items():
-            order[slot] = training.begin_epoch()[1]
-            lr[slot] = training.optimizer.param_groups[0]["lr"]
+            seeds[slot], order = training.begin_epoch()
+            self.plan.order[slot] = order
+            lr[slot] = training.lr
             first[slot] = training.next_epoch * n_steps
-        rates = torch.stack(adam_rates(lr, first, n_steps)).to(self.device, self.stack.values.dtype)
-        sums = EpochSums(len(self.room.tasks), self.device, (self.n_slots,))
-        compared = min(n_steps, COMPARED_STEPS) // 2
-        for step, rows in enumerate(order.split(self.sizes, dim=1)):
-            self._step(rows, rates[:, step], sums, step % COMPARED_STEPS == compared)
-        return sums
+        self.plan.own["rates"].copy_(torch.stack(adam_rates(lr, first, n_steps), dim=1))
+        if self.hashed is not None:
+            self.hashed.begin_epoch(seeds)
+        compared = compared_steps(n_steps)
+        self.sums.begin(n_steps, sum(compared))
+        drops = bool(self.stack.dropping)
+        for _ in self.launcher(self._step, [(c, drops) for c in compared]):
+            pass
+        return self.sums
 
-    def _step(self, rows: Tensor, rates: Tensor, sums: EpochSums, is_compared: bool) -> None:
-        """One step of every slot. Shape: rows [K, B], rates [2, K, 1]."""
-        stack = self.stack
+    def _step(self, rows: Tensor, own: Mapping[str, Tensor], is_compared: bool, drops: bool) -> None:
+        """One step of every slot. Shape: rows [K, B], rates [2, K, 1]. `drops`: some slot has dropout."""
+        stack, sums = self.stack, self.sums
+        if drops and self.hashed is not None:
+            self.hashed.begin_step(own["dropout"])
         outputs = stack.forward(_taken(self.rows.numeric, rows), _taken(self.rows.codes, rows))
         targets = torch.where(self.trained, _taken(self.targets, rows), torch.nan)
         if more := aligned(rows.shape[1]) - rows.shape[1]:  # rows that do not count, so that every slot is aligned
@@ -195,7 +227,7 @@ class GiftArray:
         leaves = list(stack.weights.values())
         # the sum over slots has the gradient 1 for each of them, and nobody reads its value
         gradients = torch.autograd.grad((losses * self.task_weights).sum(), leaves)
-        stack.step(stack.layout.joined(dict(zip(stack.weights, gradients, strict=True))), *rates)
+        stack.step(stack.layout.joined(dict(zip(stack.weights, gradients, strict=True))), *own["rates"])
         sums.add(losses, present, self.task_weights)
 
     def _measured(self, slot: int, training: Training, sums: EpochSums, start: float) -> Measured | Exception:

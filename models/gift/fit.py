@@ -22,9 +22,11 @@ from models import checkpoint as checkpoints
 from models.calibration import FocalInverse
 from models.gift.balancing import draw_order, gradient_matrix, make_balancing
 from models.gift.data import GiftDataset, Task
+from models.gift.dropout import HashedDraws
+from models.gift.graphs import Launch, Launcher, Plan, in_graphs, launch_of, launcher
 from models.gift.measures import EpochSums, Validation
 from models.gift.model import WEIGHTS, below, outputs, trained_tasks
-from models.gift.network import MultiTaskMLP
+from models.gift.network import MultiTaskMLP, tower_widths
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig, TaskConfig
 from models.trainer import InputError, Measurement, Run
@@ -62,6 +64,17 @@ def batch_sizes(n_rows: int, batch_size: int) -> list[int]:
     return sizes
 
 
+def compared_steps(n_steps: int) -> list[bool]:
+    """At which steps of an epoch the tasks' gradients are compared."""
+    compared = min(n_steps, COMPARED_STEPS) // 2
+    return [step % COMPARED_STEPS == compared for step in range(n_steps)]
+
+
+def row_type(device: torch.device) -> torch.dtype:
+    """Of the numbers of rows: small where K orders of all rows lie in a GPU's memory."""
+    return torch.int64 if device.type == "cpu" else torch.int32
+
+
 def _seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
 
@@ -84,10 +97,16 @@ class Measured:
 
 
 class Training:
-    """One run of `fit`: network, optimiser and everything a checkpoint holds."""
+    """One run of `fit`: network, optimiser and everything a checkpoint holds.
 
-    def __init__(self, config: GiftConfig, data: GiftDataset, run: Run) -> None:
+    Args:
+        launch: how its steps are launched; None: as is best on the device.
+    """
+
+    def __init__(self, config: GiftConfig, data: GiftDataset, run: Run, launch: Launch | None = None) -> None:
         self.config, self.run, self.device = config, run, torch.device(run.device)
+        self.launch = launch or launch_of(self.device)
+        self.in_graphs = in_graphs(self.device, self.launch)
         tasks = trained_tasks(config, data.tasks)
         self.names, self.order = [t.name for t in tasks], [t.name for t in data.tasks if t.name in config.tasks]
         if run.decision.task not in self.names:
@@ -100,9 +119,15 @@ class Training:
         self.loss = self.validation.loss
         weights = torch.tensor([config.tasks[n].weight for n in self.names], device=self.device)
         self.balancing = make_balancing(config.balancing, weights)
-        optimizer = config.optimizer
+        optimizer, lr = config.optimizer, config.optimizer.lr
+        if self.in_graphs:  # a rate that the plateau fills anew; float32 is all that the fused kernel takes
+            lr = torch.tensor(lr, dtype=torch.float32, device=self.device)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=True
+            self.network.parameters(),
+            lr,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+            capturable=self.in_graphs,
         )
         training = config.training
         self.scheduler = ReduceLROnPlateau(
@@ -110,8 +135,17 @@ class Training:
         )
         self.generator = torch.Generator(self.device)
         self.network.set_generator(self.generator)
+        self.sums = EpochSums(len(self.names), self.device)
+        self._hashed: HashedDraws | None = None
+        self._plan: Plan | None = None
+        self._launcher: Launcher | None = None
         self.next_epoch, self.elapsed_s = 0, 0.0
         self.best_step, self.best_value = -1, -math.inf
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next epoch."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def finished(self) -> bool:
@@ -133,7 +167,7 @@ class Training:
         """Validate an epoch that began at `start` (`time.monotonic`), its steps measured by `trained`. Before the
         next one it has to be saved."""
         step, task = self.next_epoch, self.run.decision.task
-        metrics = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), **trained}
+        metrics = {"train/lr": self.lr, **trained}
         rows = self.validation.rows
         found = outputs(self.network, rows.numeric, rows.codes)
         if not bool(found.isfinite().all()):
@@ -165,30 +199,62 @@ class Training:
         self.generator.manual_seed(seed)
         return seed, torch.randperm(len(self.targets), generator=self.generator, device=self.device)
 
-    def _train(self) -> dict[str, float]:
+    def steps(self) -> Iterator[None]:
+        """Take the steps of the next epoch, one with each `next`. Nothing is read on the host meanwhile."""
         seed, order = self.begin_epoch()
+        if self._launcher is None:
+            self._plan, self._launcher = self._planned()
+        plan, n_steps = self._plan, len(self._plan.sizes)
+        plan.order.copy_(order)
+        if "turns" in plan.own:
+            turns = [draw_order(len(self.names), seed ^ step) for step in range(n_steps)]
+            plan.own["turns"].copy_(torch.stack(turns))
+        if self._hashed is not None:
+            self._hashed.begin_epoch([seed])
+        compared = compared_steps(n_steps)
+        self.sums.begin(n_steps, sum(compared))
         self.network.train()
-        sums = EpochSums(len(self.names), self.device)
-        batches = order.split(batch_sizes(len(order), self.config.optimizer.batch_size))
-        compared = min(len(batches), COMPARED_STEPS) // 2
-        for step, rows in enumerate(batches):
-            turns = draw_order(len(self.names), seed ^ step) if self.balancing.draws_order else None
-            turns = None if turns is None else turns.to(self.device)
-            self._step(rows, sums, step % COMPARED_STEPS == compared, turns)
-        self.balancing.end_epoch()
-        return sums.metrics(self.names, self.order)
+        yield from self._launcher(self._step, [(c, self.balancing.phase) for c in compared])
 
-    def _step(self, rows: Tensor, sums: EpochSums, is_compared: bool, turns: Tensor | None) -> None:
+    def end_steps(self) -> dict[str, float]:
+        """What the steps of an epoch are measured by. Raises FloatingPointError where a loss is not finite."""
+        self.balancing.end_epoch()
+        return self.sums.metrics(self.names, self.order)
+
+    def _train(self) -> dict[str, float]:
+        for _ in self.steps():
+            pass
+        return self.end_steps()
+
+    def _planned(self) -> tuple[Plan, Launcher]:
+        """Where the steps of every epoch find their inputs."""
+        n_rows, n_tasks = len(self.targets), len(self.names)
+        sizes = batch_sizes(n_rows, self.config.optimizer.batch_size)
+        own = {}
+        if self.balancing.draws_order:
+            own["turns"] = torch.zeros(len(sizes), n_tasks, n_tasks, dtype=torch.int64, device=self.device)
+        if self.in_graphs and self.config.network.dropout > 0.0:
+            widths = tower_widths(self.config.network)
+            self._hashed = HashedDraws(1, max(sizes), widths, len(sizes), self.device)
+            self.network.set_hashed(self._hashed)
+            own["dropout"] = self._hashed.keys
+        plan = Plan(torch.zeros(n_rows, dtype=row_type(self.device), device=self.device), sizes, own)
+        return plan, launcher(plan, self.device, self.launch)
+
+    def _step(self, rows: Tensor, own: Mapping[str, Tensor], is_compared: bool, phase: int) -> None:
+        """One step on these rows [B]; `phase` (of the balancing) is what else decides which operations it takes."""
         train, network = self.train, self.network
+        if self._hashed is not None:
+            self._hashed.begin_step(own["dropout"])
         features = network.features(train.numeric.index_select(0, rows), train.codes.index_select(0, rows))
         losses, present = self.loss(network.heads(features), self.targets.index_select(0, rows))
         gradients = gradient_matrix(losses, network.last_shared) if is_compared else None
         self.optimizer.zero_grad(set_to_none=True)
-        weights = self.balancing.backward(losses, present, features, network, turns)
+        weights = self.balancing.backward(losses, present, features, network, own.get("turns"))
         self.optimizer.step()
-        sums.add(losses, present, weights)
+        self.sums.add(losses, present, weights)
         if gradients is not None:
-            sums.compare(gradients, weights)
+            self.sums.compare(gradients, weights)
 
     def _weights(self) -> dict[str, Tensor]:
         return {f"{WEIGHTS}{name}": value for name, value in self.network.state_dict().items()}
@@ -204,7 +270,7 @@ class Training:
         return {
             "config": self.config.model_dump(mode="json"),
             "seed": self.run.seed,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
             "plateau": {name: getattr(self.scheduler, name) for name in _PLATEAU},
             "best_step": self.best_step,
             "best_value": self.best_value,
@@ -217,12 +283,14 @@ class Training:
         """
         state, tensors = found.state, found.tensors
         checkpoints.refuse_other(found, {"config": self.config.model_dump(mode="json"), "seed": self.run.seed})
+        self._launcher = None  # a graph writes to the optimiser's tensors that it was captured with
         self.network.load_state_dict(below(WEIGHTS, tensors))
         for name, parameter in self.network.named_parameters():
             saved = below(f"optimizer/{name}/", tensors)
             self.optimizer.state[parameter] = {k: v.to(self.device, copy=True) for k, v in saved.items()}
         self.balancing.load(below("balancing/", tensors))
-        self.optimizer.param_groups[0]["lr"] = state["lr"]
+        group = self.optimizer.param_groups[0]
+        group["lr"] = group["lr"].fill_(state["lr"]) if self.in_graphs else state["lr"]
         for name, value in state["plateau"].items():
             setattr(self.scheduler, name, value)
         self.next_epoch, self.elapsed_s = found.step + 1, found.measurement.elapsed_s
@@ -239,14 +307,34 @@ _PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 def measured_epochs(trainings: Sequence[Training]) -> list[Measured | Exception]:
     """Train and validate one epoch of each of several trainings of one device, or what it failed with: the others
     go on. Those that were measured are still to be saved (`Training.save_epoch`)."""
+    start = time.monotonic()
+    turns = [(i, training.steps()) for i, training in enumerate(trainings) if training.device.type == "cuda"]
+    failed: dict[int, Exception] = {}
+    while turns:  # a step of each in turn, in a stream of its own, so that they overlap
+        turns = [(i, steps) for i, steps in turns if _goes_on(i, steps, failed)]
     found: list[Measured | Exception] = []
-    for training in trainings:
-        start = time.monotonic()
+    for i, training in enumerate(trainings):
+        on_gpu = training.device.type == "cuda"
         try:
-            found.append(training.measure_epoch(training._train(), start))
+            if i in failed:
+                raise failed[i]
+            began = start if on_gpu else time.monotonic()
+            found.append(training.measure_epoch(training.end_steps() if on_gpu else training._train(), began))
         except Exception as error:  # whatever it is, it is this training's
             found.append(error)
     return found
+
+
+def _goes_on(i: int, steps: Iterator[None], failed: dict[int, Exception]) -> bool:
+    """Take a step of a training; whether there may be another."""
+    try:
+        next(steps)
+    except StopIteration:
+        return False
+    except Exception as error:  # whatever it is, it is this training's
+        failed[i] = error
+        return False
+    return True
 
 
 def epochs(trainings: Sequence[Training]) -> list[Measurement | Exception]:

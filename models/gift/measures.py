@@ -23,7 +23,7 @@ from models.unit_cuts import unit_codes
 
 
 class EpochSums:
-    """Sums over an epoch's steps, kept on the device and read once.
+    """Sums over an epoch's steps, kept on the device and read once. They stay where they are: `begin` clears them.
 
     `models` are dimensions in front of the tasks, for several models whose steps are taken at once: what is added
     has them too, and `of` gives the sums of one.
@@ -35,6 +35,12 @@ class EpochSums:
         self.shares = torch.zeros(*models, n_tasks, device=device)
         self.cosines = torch.zeros(2, *models, n_tasks, n_tasks, device=device)  # sum, count
         self.n_steps = self.n_compared = 0
+
+    def begin(self, n_steps: int, n_compared: int) -> None:
+        """Begin an epoch of so many steps, of which so many are compared."""
+        for sums in (self.steps, self.shares, self.cosines):
+            sums.zero_()
+        self.n_steps, self.n_compared = n_steps, n_compared
 
     def of(self, model: int, tasks: Sequence[int]) -> EpochSums:
         """The sums of one of several models, for the tasks in these columns."""
@@ -49,7 +55,6 @@ class EpochSums:
     def add(self, losses: Tensor, present: Tensor, weights: Tensor) -> None:
         losses = losses.detach()
         self.steps += torch.stack([losses, present.to(losses.dtype), losses * weights, weights])
-        self.n_steps += 1
 
     def compare(self, gradients: Tensor, weights: Tensor) -> None:
         """Take in the tasks' gradients [K, P] with respect to the last shared layer, before weighting."""
@@ -60,7 +65,6 @@ class EpochSums:
         self.cosines += torch.stack([directions @ directions.mT, alive.unsqueeze(-1) * alive.unsqueeze(-2)])
         weighted = norms * weights
         self.shares += weighted / weighted.sum(-1, keepdim=True).clamp(min=tiny)
-        self.n_compared += 1
 
     def metrics(self, names: Sequence[str], order: Sequence[str]) -> dict[str, float]:
         """What the epoch is measured by, for tasks `names` (as the columns), pairs in the order of `order`."""

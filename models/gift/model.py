@@ -24,6 +24,7 @@ from models.gift.trainer import GiftConfig
 from models.trainer import InputError, Predictions
 
 CHUNK_ROWS = 4096  # rows of one forward in evaluation
+DEVICE_CHUNK_ROWS, DEVICE_CHUNK_VALUES = 65_536, 2**26  # elsewhere than on the CPU, where launches take the time
 WEIGHTS = "network/"  # prefix of the network's tensors in checkpoints and exported folders
 
 
@@ -119,13 +120,21 @@ def outputs(network: MultiTaskMLP, numeric: Tensor, codes: Tensor) -> Tensor:
     shape, and so a row's outputs are the same to the bit whichever rows are around it.
     """
     network.eval()
-    pairs = zip(numeric.split(CHUNK_ROWS), codes.split(CHUNK_ROWS), strict=True)
-    return torch.cat([network(filled(n), filled(c))[: len(n)] for n, c in pairs])
+    size = chunk_rows(network, numeric.device)
+    pairs = zip(numeric.split(size), codes.split(size), strict=True)
+    return torch.cat([network(filled(n, size), filled(c, size))[: len(n)] for n, c in pairs])
 
 
-def filled(rows: Tensor) -> Tensor:
-    """[n, C] -> [CHUNK_ROWS, C], with rows of zeros."""
-    return rows if len(rows) == CHUNK_ROWS else F.pad(rows, (0, 0, 0, CHUNK_ROWS - len(rows)))
+def chunk_rows(network: MultiTaskMLP, device: torch.device) -> int:
+    """Rows of one forward of a network in evaluation; on a GPU fewer where its layers are very wide."""
+    if device.type == "cpu":
+        return CHUNK_ROWS
+    return max(CHUNK_ROWS, min(DEVICE_CHUNK_ROWS, DEVICE_CHUNK_VALUES // network.widest))
+
+
+def filled(rows: Tensor, size: int = CHUNK_ROWS) -> Tensor:
+    """[n, C] -> [size, C], with rows of zeros."""
+    return rows if len(rows) == size else F.pad(rows, (0, 0, 0, size - len(rows)))
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

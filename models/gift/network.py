@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from models.gift.dropout import HashedDraws
 from models.gift.trainer import NetworkConfig
 
 _GLOBAL_GENERATOR = threading.Lock()
@@ -40,24 +41,35 @@ def draws_16(n: int, generator: torch.Generator | None, device: torch.device) ->
     return draws.view(torch.int16)[:n]
 
 
+def cut_of_32(cut: int) -> int:
+    """What a draw of 32 bits has to reach where `cut` of 65536 units are dropped."""
+    return (cut - 32768) * 65536
+
+
 class Dropout(nn.Module):
     """Inverted dropout that draws from a generator of its own: four 16-bit draws from one 64-bit number.
 
     torch's `dropout` draws from the global generator and, on the CPU, spends 8 ns on each element, which
-    is a third of a training step of a small network; this takes 1.4 ns. The rate is rounded to 1/65536.
+    is a third of a training step of a small network; this takes 1.4 ns. The rate is rounded to 1/65536. In steps
+    that are captured the draws are hashed instead: it is layer number `layer` of them.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.cut = round(rate * 65536)
         self.generator: torch.Generator | None = None
+        self.hashed: HashedDraws | None = None
+        self.layer = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.cut == 0:
             return x
-        draws = draws_16(x.numel(), self.generator, x.device).view(x.shape)
+        if self.hashed is None:
+            draws, cut = draws_16(x.numel(), self.generator, x.device).view(x.shape), self.cut - 32768
+        else:
+            draws, cut = self.hashed.draw(self.layer, len(x))[0], cut_of_32(self.cut)
         keep = torch.empty_like(x, requires_grad=False)
-        torch.ge(draws, self.cut - 32768, out=keep)
+        torch.ge(draws, cut, out=keep)
         return x * keep.mul_(65536 / (65536 - self.cut))
 
 
@@ -175,6 +187,14 @@ class MultiTaskMLP(nn.Module):
         """Weight matrix of the tower's last linear layer: where the tasks' gradients are compared."""
         return next(layer.weight for layer in reversed(self.tower) if isinstance(layer, nn.Linear))
 
+    @property
+    def widest(self) -> int:
+        """The most values that a row has anywhere in the network."""
+        linear = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        embedding = self.numeric_embedding
+        encoded = 0 if embedding is None else embedding.weight[..., 0].numel()
+        return max(encoded, *(max(m.in_features, m.out_features) for m in linear))
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters below the heads."""
         heads = {id(p) for p in self.head_parameters()}
@@ -184,11 +204,18 @@ class MultiTaskMLP(nn.Module):
         """Parameters of the heads; the blocks of two tasks never overlap."""
         return [*self.head_hidden.parameters(), self.head_weight, self.head_bias]
 
+    def _dropouts(self) -> list[Dropout]:
+        return [layer for layer in self.tower if isinstance(layer, Dropout)]
+
     def set_generator(self, generator: torch.Generator) -> None:
         """Draw all dropout from `generator` (of the network's device)."""
-        for layer in self.tower:
-            if isinstance(layer, Dropout):
-                layer.generator = generator
+        for layer in self._dropouts():
+            layer.generator = generator
+
+    def set_hashed(self, hashed: HashedDraws) -> None:
+        """Draw all dropout from a hash, of one model with the tower's layers."""
+        for number, layer in enumerate(self._dropouts()):
+            layer.hashed, layer.layer = hashed, number
 
     def features(self, numeric: Tensor, codes: Tensor) -> Tensor:
         """The shared representation [B, W]."""

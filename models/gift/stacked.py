@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from models.gift.network import Dropout, MultiTaskMLP, draws_16, tower_widths
+from models.gift.dropout import HashedDraws
+from models.gift.network import Dropout, MultiTaskMLP, cut_of_32, draws_16, tower_widths
 from models.gift.trainer import NetworkConfig
 
 ALIGNED = 32  # elements; a multiple of every vector register and, in bytes, of a cache line
@@ -167,12 +168,23 @@ class Stack:
     """Parameters, Adam's averages and running statistics of K networks; an empty slot has zeros.
 
     Between epochs a network and its optimiser hold their own state: `load` copies it in, `store` back. All tensors
-    are of torch's default dtype.
+    are of torch's default dtype, and stay where they are.
+
+    Args:
+        offsets: [n_codes] where each categorical column's codes begin in the table; None without such columns.
+        hashed: what dropout draws from; None: from each network's generator.
     """
 
-    def __init__(self, layout: Layout, n_slots: int, offsets: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        n_slots: int,
+        offsets: Tensor | None,
+        device: torch.device,
+        hashed: HashedDraws | None = None,
+    ) -> None:
         room = layout.room
-        self.layout, self.device = layout, device
+        self.layout, self.device, self.hashed = layout, device, hashed
         self.values, self.averages, self.squares = (
             torch.zeros(n_slots, layout.size, device=device) for _ in range(3)
         )
@@ -182,7 +194,8 @@ class Stack:
         self.means = [torch.zeros(n_slots, 1, w, device=device) for w in norms]
         self.variances = [torch.ones(n_slots, 1, w, device=device) for w in norms]
         self.decay = torch.zeros(n_slots, 1, device=device)
-        self.cut = torch.zeros(n_slots, 1, 1, dtype=torch.int16, device=device)
+        drawn = torch.int16 if hashed is None else torch.int32
+        self.cut = torch.zeros(n_slots, 1, 1, dtype=drawn, device=device)
         self.scale = torch.ones(n_slots, 1, 1, device=device)
         self.dropping: dict[int, tuple[torch.Generator, list[int]]] = {}
         self.positions: dict[int, Tensor] = {}
@@ -204,7 +217,7 @@ class Stack:
             rows[slot] = 0.0
         for mean, variance in zip(self.means, self.variances, strict=True):
             mean[slot], variance[slot] = 0.0, 1.0
-        self.cut[slot], self.scale[slot] = -32768, 1.0
+        self.cut[slot], self.scale[slot] = self._cut_of(0), 1.0
         self.dropping.pop(slot, None)
         self.positions.pop(slot, None)
 
@@ -226,23 +239,30 @@ class Stack:
         if drop.cut:
             widths = [linear.out_features for linear, _ in _layers(network)]
             self.dropping[slot] = (drop.generator, widths)
-        self.cut[slot], self.scale[slot] = drop.cut - 32768, 65536 / (65536 - drop.cut)
+        self.cut[slot], self.scale[slot] = self._cut_of(drop.cut), 65536 / (65536 - drop.cut)
         self.decay[slot] = optimizer.param_groups[0]["weight_decay"]
         self.positions[slot] = where
 
+    def _cut_of(self, cut: int) -> int:
+        """What a draw has to reach where `cut` of 65536 units are dropped."""
+        return cut - 32768 if self.hashed is None else cut_of_32(cut)
+
     @torch.no_grad()
     def store(self, slot: int, network: MultiTaskMLP, optimizer: torch.optim.Adam, n_new: int, n_all: int) -> None:
-        """Give back what `load` took in, `n_new` steps later, after `n_all` in all."""
+        """Give back what `load` took in, `n_new` steps later, after `n_all` in all. What the optimiser has is
+        written over where it lies: graphs of the network's own steps may have been captured with it."""
         parameters, where = list(network.parameters()), self.positions[slot]
         sizes = [p.numel() for p in parameters]
         rows = [rows[slot, where].split(sizes) for rows in (self.values, self.averages, self.squares)]
         for parameter, value, average, square in zip(parameters, *rows, strict=True):
             parameter.copy_(value.view_as(parameter))
-            optimizer.state[parameter] = {
-                "step": torch.full((), n_all, dtype=torch.float32, device=self.device),
-                "exp_avg": average.view_as(parameter).clone(),
-                "exp_avg_sq": square.view_as(parameter).clone(),
-            }
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
+                state |= {name: torch.empty_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            state["step"].fill_(n_all)
+            state["exp_avg"].copy_(average.view_as(parameter))
+            state["exp_avg_sq"].copy_(square.view_as(parameter))
         for i, (_, norm) in enumerate(_layers(network)):
             if norm is not None:
                 norm.running_mean.copy_(self.means[i][slot, 0, : norm.num_features])
@@ -279,14 +299,17 @@ class Stack:
         return x
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
-        """Dropout of [K, B, W]; each slot draws as many numbers for its own width as it would alone."""
+        """Dropout of [K, B, W]; each slot draws the numbers for its own width that it would draw alone."""
         if not self.dropping:
             return x
+        keep = torch.empty_like(x, requires_grad=False)
+        if self.hashed is not None:
+            torch.ge(self.hashed.draw(layer, x.shape[1]), self.cut, out=keep)
+            return x * keep.mul_(self.scale)
         draws = torch.zeros(x.shape, dtype=torch.int16, device=x.device)
         for slot, (generator, widths) in self.dropping.items():
             width = widths[layer]
             draws[slot, :, :width] = draws_16(x.shape[1] * width, generator, x.device).view(-1, width)
-        keep = torch.empty_like(x, requires_grad=False)
         torch.ge(draws, self.cut, out=keep)
         return x * keep.mul_(self.scale)
 

@@ -20,8 +20,9 @@ _LOCK = threading.Lock()
 class RoleTensors:
     """One role on a device.
 
-    Shape: numeric [N, D] float32; codes [N, C] int32; labels [N, K] raw; targets [N, K] float32: 0/1 or
-    standardised, NaN where a row does not count (no label, or the condition is not met). K as `data.tasks`.
+    Shape: numeric [N, D] float32; codes [N, C] int32, on a GPU the smallest integers that hold them; labels [N, K]
+    raw; targets [N, K] float32: 0/1 or standardised, NaN where a row does not count (no label, or the condition is
+    not met). K as `data.tasks`.
     """
 
     numeric: Tensor
@@ -39,9 +40,17 @@ def on_device(data: GiftDataset, role: Role, device: torch.device) -> RoleTensor
         kept = vars(data).setdefault("_on_device", {})  # a frozen dataclass; the tensors live as long as it
         if (role, device) not in kept:
             part = data.part(role)
-            arrays = (part.numeric, part.categorical, part.labels, _targets(data, part.labels))
+            codes = part.categorical
+            if device.type != "cpu":
+                codes = codes.astype(code_type(max(data.cardinalities, default=1)))
+            arrays = (part.numeric, codes, part.labels, _targets(data, part.labels))
             kept[role, device] = RoleTensors(*(_tensor(array, device) for array in arrays))
         return kept[role, device]
+
+
+def code_type(cardinality: int) -> np.dtype:
+    """The smallest integers that torch computes with and that hold all codes below `cardinality`."""
+    return next(np.dtype(t) for t in (np.uint8, np.int16, np.int32) if cardinality - 1 <= np.iinfo(t).max)
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:

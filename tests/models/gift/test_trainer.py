@@ -156,7 +156,7 @@ def test_batches_hold_every_row_and_never_a_single_one(n_rows, batch_size):
 def test_an_epoch_uses_every_row_once_in_an_order_of_its_own(data, tmp_path, monkeypatch, epoch_of):
     seen, step = [], fitting.Training._step
     monkeypatch.setattr(
-        fitting.Training, "_step", lambda self, rows, *a: (seen.append(rows), step(self, rows, *a))[1]
+        fitting.Training, "_step", lambda self, rows, *a: (seen.append(rows.clone()), step(self, rows, *a))[1]
     )
     fit(data, tmp_path, config(training={"max_epochs": epoch_of}))
     n = len(data.part("train").labels)
