@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from models import checkpoint as checkpoints
 from models.gift.array import Bucket, GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
@@ -60,10 +62,9 @@ class Fit:
         return found
 
     @property
-    def team(self) -> tuple[Any, ...] | str:
-        """What fits that can train as one have in common; a reason in words where it trains alone."""
-        bucket = bucket_of(self.config)
-        return bucket if isinstance(bucket, str) else (id(self.data), self.run.device, bucket)
+    def team(self) -> tuple[Any, ...]:
+        """What fits that can train as one have in common."""
+        return id(self.data), self.run.device, bucket_of(self.config)
 
 
 def advance(fits: Sequence[Fit]) -> list[Measurement | Exception | None]:
@@ -92,7 +93,7 @@ def _epochs(fits: Sequence[Fit]) -> list[Measurement | Exception]:
     teams: dict[Any, list[Fit]] = {}
     for fit in fits:
         teams.setdefault(fit.team, []).append(fit)
-    together = [team for key, team in teams.items() if not isinstance(key, str) and pays(team)]
+    together = [t for t in teams.values() if pays([fit.config for fit in t], t[0].data, t[0].run.device)]
     measured: dict[Fit, Measured | Exception] = {}
     for team in together:
         measured |= dict(zip(team, _as_one(team), strict=True))
@@ -107,15 +108,17 @@ def _epochs(fits: Sequence[Fit]) -> list[Measurement | Exception]:
         return list(writers.map(lambda fit: _tried(_saved, fit, measured[fit]), fits))
 
 
-def pays(team: Sequence[Fit]) -> bool:
-    """Whether fits that can train as one are better off so than one after the other.
+def pays(configs: Sequence[GiftConfig], data: GiftDataset, device: str) -> bool:
+    """Whether fits of these configurations are better off as one than one after the other.
 
-    On CUDA always: a step there is as long as it takes to launch its kernels (not measured yet).
+    On CUDA always, where they can: a step there takes as long as launching its kernels does (not measured yet).
     """
-    if len(team) < 2 or not team[0].run.device.startswith("cpu"):
-        return len(team) >= 2
-    room = room_for([fit.config for fit in team], team[0].data)
-    rows = min(team[0].config.optimizer.batch_size, len(team[0].data.part("train").labels))
+    if len(configs) < 2 or isinstance(bucket_of(configs[0]), str):
+        return False
+    if torch.device(device).type != "cpu":
+        return True
+    room = room_for(configs, data)
+    rows = min(configs[0].optimizer.batch_size, len(data.part("train").labels))
     return rows * (sum(room.widths) + len(room.tasks) * room.head_width) <= CPU_VALUES
 
 

@@ -230,15 +230,18 @@ def test_other_data_and_other_buckets_are_other_arrays(data, tmp_path, arrays):
 def test_on_the_cpu_large_steps_are_taken_alone(data, tmp_path, arrays, monkeypatch, cpu_values):
     monkeypatch.setattr(fitting, "CPU_VALUES", cpu_values)
     small, large = trials()[0], config(network={"width": 256}, optimizer={"batch_size": 1024})
-    fits = [[start(c, data, tmp_path / f"{c.network.width}{i}") for i in range(2)] for c in (small, large)]
-    assert [fitting.pays(team) for team in fits] == [True, False]
-    TRAINER.advance([*fits[0], *fits[1]])
+    assert fitting.pays([small] * 8, data, "cpu")
+    assert not fitting.pays([large] * 8, data, "cpu")
+    TRAINER.advance([start(c, data, tmp_path / f"{i}") for i, c in enumerate([small, large] * 2)])
     assert arrays == [(2, 2)]
-    for fit in fits[1]:
-        fit.run = run_in(tmp_path / "cuda")
-        object.__setattr__(fit.run, "device", "cuda:0")
-    assert fitting.pays(fits[1])
-    assert not fitting.pays(fits[1][:1])
+
+
+def test_on_cuda_whatever_can_train_as_one_does(data):
+    large, solo = config(network={"width": 256}, optimizer={"batch_size": 1024}), solo_only()[0]
+    assert fitting.pays([large] * 2, data, "cuda:0")
+    assert not fitting.pays([large], data, "cuda:0")
+    assert not fitting.pays([solo] * 8, data, "cuda:0")
+    assert not fitting.pays([solo] * 8, data, "cpu")
 
 
 # ---- ends and errors

@@ -1,0 +1,185 @@
+"""How many trials of one device are best trained at once: measured there, on the first rows of train.
+
+The steps are those that a round would take: as an array, on streams of a device, or one after the other. Nothing is
+validated or written, and nothing that a trial draws from is touched.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from models.gift.array import Bucket, GiftArray, bucket_of, room_for
+from models.gift.data import GiftDataset
+from models.gift.fit import COMPARED_STEPS, Training, batch_sizes
+from models.gift.fits import pays
+from models.gift.tensors import RoleTensors, on_device
+from models.gift.trainer import GiftConfig
+from models.trainer import Decision, Run
+
+_TOLERANCE = 0.1  # of a step's time: what less is gained by twice as many trials is not worth their memory
+_SHARE = 0.8  # of the device's free memory that they may take
+_ROUNDS = 2  # after one to warm up; the fastest counts
+
+_log = logging.getLogger("models.gift")
+
+
+@dataclass(frozen=True)
+class SlotCost:
+    """What so many trials at once cost.
+
+    `step_s` are seconds of one step of one trial: those of a step of all of them over their number. `memory_bytes`
+    is what they hold on the device at their peak, beside the data; None on the CPU.
+    """
+
+    slots: int
+    step_s: float
+    memory_bytes: int | None
+
+
+class Meter:
+    """The clock and the memory of a device. `free_bytes` is what was free at first; None on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.free_bytes, self._held = None, 0
+        if device.type == "cuda":
+            self._collect()
+            self._held = torch.cuda.memory_reserved(device)
+            self.free_bytes = torch.cuda.mem_get_info(device)[0]
+
+    def start(self) -> None:
+        """Let go of what is not used, and begin to look for the peak."""
+        if self.device.type == "cuda":
+            self._collect()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def seconds(self) -> float:
+        """The time when all that was launched has ended."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def peak_bytes(self) -> int | None:
+        """The most that torch has held since `start`, graphs' own memory with it, beyond what it held at first."""
+        if self.device.type != "cuda":
+            return None
+        return max(0, torch.cuda.max_memory_reserved(self.device) - self._held)
+
+    def _collect(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def slots(config: GiftConfig, data: GiftDataset, run_device: str, most: int) -> int:
+    """See `GiftTrainer.slots`."""
+    if most == 1:
+        return 1
+    costs = measure(config, data, run_device, most)
+    chosen = best(costs)
+    table = ", ".join(_told(cost) for cost in costs)
+    told = {"action": "slots", "slots": chosen, "step_us": {c.slots: round(1e6 * c.step_s, 1) for c in costs}}
+    _log.info("%d slots on %s; a step of one trial: %s", chosen, run_device, table, extra=told)
+    return chosen
+
+
+def best(costs: Sequence[SlotCost]) -> int:
+    """The fewest slots within a tenth of the fastest."""
+    fastest = min(cost.step_s for cost in costs)
+    return min(cost.slots for cost in costs if cost.step_s <= (1.0 + _TOLERANCE) * fastest)
+
+
+def measure(
+    config: GiftConfig, data: GiftDataset, run_device: str, most: int, meter: Meter | None = None
+) -> list[SlotCost]:
+    """The cost of 1, 2, 4, ... and `most` trials at once.
+
+    Ends before what would take more than four fifths of the free memory, and after what gains less than a tenth.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for one.
+    """
+    device = torch.device(run_device)
+    rows = on_device(data, "train", device), on_device(data, "valid", device)
+    meter = meter or Meter(device)
+    few = _first_rows(data, device, COMPARED_STEPS * config.optimizer.batch_size)
+    # a training keeps its tasks' targets and the order of all rows of train; here it has but a few of them
+    hidden = 4 * (len(config.tasks) + 1) * (len(rows[0].targets) - len(on_device(few, "train", device).targets))
+    costs: list[SlotCost] = []
+    trainings: list[Training] = []
+    n = 1
+    while True:
+        meter.start()
+        try:
+            trainings += [_training(config, few, run_device, seed) for seed in range(len(trainings), n)]
+            step_s = _timed(trainings, few, meter)
+        except torch.OutOfMemoryError:
+            if not costs:
+                raise
+            return costs
+        peak = meter.peak_bytes()
+        peak = None if peak is None else peak + n * hidden
+        if costs and not _fits_in(peak, meter):
+            return costs
+        gains = not costs or step_s <= (1.0 - _TOLERANCE) * costs[-1].step_s
+        costs.append(SlotCost(n, step_s, peak))
+        more = min(2 * n, most)
+        if n == most or not gains or not _fits_in(None if peak is None else peak * more // n, meter):
+            return costs
+        n = more
+
+
+def _timed(trainings: Sequence[Training], data: GiftDataset, meter: Meter) -> float:
+    """Seconds of a step over the number of trainings."""
+    config, device = trainings[0].config, str(trainings[0].device)
+    bucket = bucket_of(config)
+    steps: Callable[[], object]
+    if isinstance(bucket, Bucket) and pays([config] * len(trainings), data, device):
+        array = GiftArray(bucket, room_for([config], data), data, len(trainings), device)
+        joined = [array.join(training) for training in trainings]
+        steps = partial(array.train_epoch, joined)
+    else:
+        steps = partial(_alone, trainings)
+    times = []
+    for _ in range(1 + _ROUNDS):
+        start = meter.seconds()
+        steps()
+        times.append(meter.seconds() - start)
+    n_steps = len(batch_sizes(len(trainings[0].targets), config.optimizer.batch_size))
+    return min(times[1:]) / n_steps / len(trainings)
+
+
+def _alone(trainings: Sequence[Training]) -> None:
+    for training in trainings:
+        training._train()
+
+
+def _training(config: GiftConfig, data: GiftDataset, device: str, seed: int) -> Training:
+    """One that is never validated: whatever it decides on, and its folder, are not asked for."""
+    binary = next(task.name for task in data.tasks if task.kind == "binary" and task.name in config.tasks)
+    decision = Decision(task=binary, target_precision=0.5)
+    return Training(config, data, Run(Path("never written"), seed, device, 1, decision))
+
+
+def _first_rows(data: GiftDataset, device: torch.device, n: int) -> GiftDataset:
+    """The same data, with n rows of train on the device."""
+    few, train = replace(data), on_device(data, "train", device)
+    first = RoleTensors(*(getattr(train, field.name)[:n] for field in fields(RoleTensors)))
+    vars(few)["_on_device"] = {("train", device): first, ("valid", device): on_device(data, "valid", device)}
+    return few
+
+
+def _fits_in(n_bytes: int | None, meter: Meter) -> bool:
+    return n_bytes is None or meter.free_bytes is None or n_bytes <= _SHARE * meter.free_bytes
+
+
+def _told(cost: SlotCost) -> str:
+    memory = "" if cost.memory_bytes is None else f" and {cost.memory_bytes / 2**20:.0f} MiB"
+    return f"{cost.slots}: {1e6 * cost.step_s:.1f} us{memory}"
