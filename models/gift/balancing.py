@@ -10,14 +10,13 @@ the epoch's end finds them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from models.gift.trainer import BalancingConfig
-
-SWEEPS = 6  # of `Jacobi`; what is left after them is rounding for up to 8 tasks
 
 # eigenvalues [n] and, as columns, vectors [n, n] of a symmetric float64 matrix
 Eigen = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -211,45 +210,47 @@ class AlignedMTL(Aggregated):
 
 
 class Jacobi:
-    """Eigenvalues and vectors of a symmetric [n, n] float64 matrix by a fixed number of rotations.
+    """Eigenvalues and vectors of a symmetric float64 matrix by a fixed number of rotations.
 
-    A round turns disjoint pairs of axes at once so that their two products vanish; n - 1 rounds (n where n is odd)
-    meet every pair, and a few such sweeps leave nothing but rounding. Nothing is read or branched on, unlike in
-    `torch.linalg.eigh`, which reads its errors on the host.
+    A round turns disjoint pairs of axes at once so that the products of each pair vanish; a sweep of n - 1 rounds
+    (n where n is odd) meets every pair, and after n + 1 sweeps nothing but rounding is left for n up to 8 (found
+    by trying). Nothing is read by the host, unlike in `torch.linalg.eigh`, which asks the device for its errors.
 
     Source: Golub and Van Loan, Matrix Computations, section 8.5 (parallel ordering).
     """
 
     def __init__(self, n: int, device: torch.device | str) -> None:
-        self.one = torch.eye(n, dtype=torch.float64, device=device)
-        rounds = [_pairs(n, turn) for turn in range(n - 1 + n % 2)] if n > 1 else []
-        self.rounds = [tuple(t.to(device) for t in _round(n, pairs)) for pairs in rounds]
+        self.axes = torch.eye(n, dtype=torch.float64, device=device)
+        self.quarter = torch.tensor([[0.0], [-math.pi / 2]], dtype=torch.float64, device=device)
+        self.rounds = [[t.to(device) for t in _rotations(n, pairs)] for pairs in _rounds(n)]
 
     def __call__(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues [n], in no order, and the vectors as columns [n, n]."""
-        vectors = self.one
-        for read, write, still in self.rounds * SWEEPS:
-            twice, difference = (read @ matrix.flatten()).view(2, -1)
-            angle = (twice / difference).atan().nan_to_num(0.0) * 0.5  # 0 / 0: nothing to turn
-            turn = torch.addmv(still, write, torch.cat([angle.cos(), angle.sin()])).view_as(matrix)
+        vectors = self.axes
+        for read, floor, write, still in self.rounds * (len(matrix) + 1):
+            twice, difference = torch.addmv(floor, read, matrix.flatten()).view(2, -1)
+            angle = torch.add(self.quarter, (twice / difference).atan(), alpha=0.5)  # as it is, and a quarter less
+            cosine_sine = angle.cos().flatten()
+            turn = torch.addmv(still, write, cosine_sine).view_as(matrix)
             matrix, vectors = turn.T @ matrix @ turn, vectors @ turn
         return matrix.diagonal(), vectors
 
 
-def _pairs(n: int, turn: int) -> list[tuple[int, int]]:
-    """Round `turn` of a round-robin tournament of n players; an odd one out rests."""
-    m = n + n % 2  # the last seat stays, the others move on by one
-    seats = [(turn + i) % (m - 1) for i in range(m - 1)] + [m - 1]
-    pairs = [(seats[0], seats[-1])] + [(seats[i], seats[m - 1 - i]) for i in range(1, m // 2)]
-    return [(p, q) for p, q in pairs if max(p, q) < n]
+def _rounds(n: int) -> list[list[tuple[int, int]]]:
+    """The rounds of a tournament of n players in which each meets each other once; an odd one out rests."""
+    last = n - 1 + n % 2  # stays in its place while the others move on by one; nobody where n is odd
+    return [
+        [(turn, last)] * (last < n) + [((turn + i) % last, (turn - i) % last) for i in range(1, (last + 1) // 2)]
+        for turn in range(last if n > 1 else 0)
+    ]
 
 
-def _round(n: int, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """How a round with these pairs reads a flat matrix, and how it writes the flat rotation.
+def _rotations(n: int, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How a round with these m pairs reads a flat matrix, and how it writes the flat rotation.
 
     Returns:
-        [2 m, n²] giving twice the product of each pair and the difference of its squares; [n², 2 m] taking each
-        pair's cosine and sine; [n²] the axes that do not turn.
+        [2 m, n²] giving twice the product of each pair and the difference of its squares; [2 m] to be added, which
+        makes 0 / 0 none; [n², 2 m] taking the cosines and the sines of the pairs; [n²] to be added: axes at rest.
     """
     m = len(pairs)
     read = torch.zeros(2, m, n, n, dtype=torch.float64)
@@ -261,7 +262,8 @@ def _round(n: int, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor
         write[p, p, 0, i] = write[q, q, 0, i] = 1.0
         write[p, q, 1, i], write[q, p, 1, i] = 1.0, -1.0
         still[p, p] = still[q, q] = 0.0
-    return read.view(2 * m, -1), write.view(n * n, -1), still.flatten()
+    floor = torch.tensor([0.0] * m + [1e-100] * m, dtype=torch.float64)  # far below what float32 can hold
+    return read.view(2 * m, -1), floor, write.view(n * n, -1), still.flatten()
 
 
 def pcgrad_weights(gramian: Tensor, order: Tensor) -> Tensor:
@@ -271,14 +273,15 @@ def pcgrad_weights(gramian: Tensor, order: Tensor) -> Tensor:
     order[i] one after the other, wherever what is left of it points against one of them. A zero gradient is no
     one's conflict.
     """
-    own = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)  # a gradient as weights of them all
+    n = len(gramian)
+    left = own = torch.eye(n, dtype=gramian.dtype, device=gramian.device)  # a gradient as weights of them all
     size = gramian.diagonal().unsqueeze(1)
-    shares = torch.where(size > 0.0, gramian / size, 0.0)[order]  # inner products over the square of the one met
-    met = own[order] * (1.0 - own).unsqueeze(1)  # never itself
-    left = own  # of each gradient
-    for turn in range(len(order)):
-        share = (shares[:, turn] * left).sum(1, keepdim=True)
-        left = torch.addcmul(left, share.clamp(max=0.0), met[:, turn], value=-1.0)
+    shares = torch.where(size > 0.0, gramian / size, 0.0)  # inner products over the square of the one met
+    shares = shares.index_select(0, order.T.flatten()).view(n, n, n)
+    met = own.index_select(0, order.T.flatten()).view(n, n, n) * (1.0 - own)  # never itself
+    for share, other in zip(shares.unbind(), met.unbind(), strict=True):
+        turned = (share * left).sum(1, keepdim=True).clamp(max=0.0)
+        left = torch.addcmul(left, turned, other, value=-1.0)
     return left.sum(0)
 
 

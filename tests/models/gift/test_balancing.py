@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchjd.aggregation import AlignedMTLWeighting, PCGradWeighting
 
-from models.gift.balancing import GradNorm, draw_order, gradient_matrix, make_balancing
+from models.gift.balancing import (
+    GradNorm,
+    Jacobi,
+    aligned_weights,
+    draw_order,
+    gradient_matrix,
+    make_balancing,
+    pcgrad_weights,
+)
 from models.gift.losses import MultiTaskLoss
 from models.gift.network import MultiTaskMLP
 from models.gift.trainer import BalancingConfig, NetworkConfig, TaskConfig
@@ -59,6 +72,17 @@ def test_fixed_is_the_gradient_of_the_weighted_sum():
     torch.testing.assert_close(flat(net, gradients("fixed", net, *batch)), WEIGHTS @ task_gradients(net, *batch))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_effective_weights_are_those_of_the_tasks_gradients(method):
+    net, numeric, codes, targets = setting()
+    matrix = task_gradients(net, numeric, codes, targets)
+    features = net.features(numeric, codes)
+    losses, present = MultiTaskLoss(TASKS, "cpu")(net.heads(features), targets)
+    weights = make(method).backward(losses, present, features, net, draw_order(3, 0))
+    update = torch.cat([p.grad.flatten() for p in net.shared_parameters()])
+    torch.testing.assert_close(update, weights @ matrix, rtol=1e-4, atol=1e-6)
+
+
 def test_every_method_changes_the_update():
     net, *batch = setting()
     updates = {m: flat(net, gradients(m, net, *batch)) for m in METHODS}
@@ -67,6 +91,66 @@ def test_every_method_changes_the_update():
             if a != b:
                 cosine = torch.cosine_similarity(updates[a], updates[b], dim=0)
                 assert cosine < 0.999, (a, b)
+
+
+# ---- weights from inner products
+
+
+def matrices(n: int, kind: str, dtype: torch.dtype, count: int = 30):
+    """Gradients of n tasks [n, 40] of one kind."""
+    generator = torch.Generator().manual_seed(n)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    for _ in range(count):
+        rows = normal(n, 40)
+        if kind == "zero rows":
+            rows[:: 2 if n > 2 else 1] = 0.0
+        elif kind == "conflicting":
+            rows -= 1.2 * rows.mean(0)
+        elif kind == "opposed":
+            rows[-1] = -2.0 * rows[0]
+        elif kind == "same":
+            rows[:] = rows[0]
+        elif kind == "low rank":
+            rows = normal(n, max(1, n // 2)) @ rows[: max(1, n // 2)]
+        elif kind == "scaled":
+            rows *= 10.0 ** torch.linspace(-0.5, 0.5, n, dtype=dtype).unsqueeze(1)
+        yield rows
+
+
+KINDS = ["random", "conflicting", "zero rows", "opposed", "same", "low rank", "scaled"]
+PRECISION = {torch.float32: 2e-6, torch.float64: 1e-10}  # torchjd finds eigenvalues in that of the gradients
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_pcgrad_weights_are_those_of_torchjd(n, kind, dtype):
+    for seed, rows in enumerate(matrices(n, kind, dtype)):
+        gramian = rows @ rows.T
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # torchjd draws the orders itself, from the global generator
+            expected = PCGradWeighting()(gramian)
+        got = pcgrad_weights(gramian, draw_order(n, seed))
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected, rtol=PRECISION[dtype], atol=PRECISION[dtype])
+
+
+@pytest.mark.parametrize("solver", ["eigh", "jacobi"])
+@pytest.mark.parametrize("dtype", PRECISION)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_aligned_weights_are_those_of_torchjd(n, kind, dtype, solver):
+    eigen = torch.linalg.eigh if solver == "eigh" else Jacobi(n, "cpu")
+    preference = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=dtype) + 0.1
+    for rows in matrices(n, kind, dtype):
+        gramian = rows @ rows.T
+        expected = AlignedMTLWeighting(preference)(gramian)
+        got = aligned_weights(gramian, preference, eigen)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected, rtol=PRECISION[dtype], atol=PRECISION[dtype])
 
 
 def pcgrad_reference(matrix: torch.Tensor, order: list[list[int]]) -> torch.Tensor:
@@ -79,6 +163,61 @@ def pcgrad_reference(matrix: torch.Tensor, order: list[list[int]]) -> torch.Tens
                 g -= (g @ matrix[j]) / (matrix[j] @ matrix[j]) * matrix[j]
         rows.append(g)
     return torch.stack(rows).sum(0)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_jacobi_finds_all_eigenvalues_and_vectors(n):
+    generator = torch.Generator().manual_seed(n)
+    solve, worst = Jacobi(n, "cpu"), 0.0
+    for trial in range(300):
+        turned = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+        sizes = 10.0 ** (-9.0 * torch.rand(n, generator=generator, dtype=torch.float64)) * 10.0 ** (trial % 40 - 20)
+        matrix = (turned * sizes) @ turned.T
+        values, vectors = solve(matrix)
+        scale = sizes.max()
+        worst = max(worst, ((vectors * values) @ vectors.T - matrix).abs().max().div(scale).item())
+        worst = max(worst, (values.sort().values - sizes.sort().values).abs().max().div(scale).item())
+        worst = max(worst, (vectors @ vectors.T - torch.eye(n)).abs().max().item())
+    assert worst < 1e-14
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_jacobi_leaves_a_diagonal_matrix_as_it_is(n):
+    for matrix in (torch.zeros(n, n), torch.eye(n), torch.arange(1.0, n + 1).diag()):
+        values, vectors = Jacobi(n, "cpu")(matrix.double())
+        assert torch.equal(values.sort().values, matrix.diagonal().double())
+        torch.testing.assert_close(vectors, torch.eye(n, dtype=torch.float64), rtol=0.0, atol=1e-14)
+
+
+def test_aligned_gradients_have_equal_singular_values():
+    for rows in matrices(4, "conflicting", torch.float64):
+        weights = torch.stack([aligned_weights(rows @ rows.T, w, torch.linalg.eigh) for w in torch.eye(4)])
+        values = torch.linalg.svdvals(weights @ rows)
+        smallest = torch.linalg.svdvals(rows)[-1]
+        torch.testing.assert_close(values, smallest.expand(4))
+
+
+def test_pcgrad_is_the_papers_algorithm_for_many_tasks():
+    for seed, rows in enumerate(matrices(8, "conflicting", torch.float64)):
+        order = draw_order(8, seed)
+        expected = pcgrad_reference(rows, order.tolist())
+        torch.testing.assert_close(pcgrad_weights(rows @ rows.T, order) @ rows, expected)
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "aligned_mtl"])
+def test_one_task_alone_is_not_changed(method):
+    net, numeric, codes, targets = setting()
+    net = MultiTaskMLP(NetworkConfig(width=16, depth=2, dropout=0.0, embedding_dim=3), 4, (3,), [0.0], None, seed=4)
+    found = []
+    for chosen in ("fixed", method):
+        net.zero_grad(set_to_none=True)
+        features = net.features(numeric, codes)
+        losses, present = MultiTaskLoss(TASKS[:1], "cpu")(net.heads(features), targets[:, :1])
+        balancing = make_balancing(BalancingConfig(method=chosen), torch.ones(1))
+        weights = balancing.backward(losses, present, features, net, draw_order(1, 0))
+        torch.testing.assert_close(weights, torch.ones(1))
+        found.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_pcgrad_is_the_papers_algorithm_on_weighted_gradients():
@@ -140,6 +279,96 @@ def test_order_is_of_permutations_that_the_seed_alone_decides():
     assert not torch.equal(orders[0], orders[2])
     assert (orders[0].sort(1).values == torch.arange(5)).all()
     assert len({tuple(row) for row in orders[0].tolist()}) > 1  # each task's own
+
+
+# ---- nothing is read by the host
+
+
+class NoHostRead(TorchDispatchMode):
+    """Refuses what on a GPU waits for the device: a value for Python, a shape that depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"), name
+        if name in ("index", "index_put", "index_put_"):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x[0].item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x[x > 0],
+        lambda x: (x > 0).nonzero(),
+        lambda x: torch.equal(x, x),
+    ],
+)
+def test_a_host_read_would_be_noticed(read):
+    with pytest.raises(AssertionError), NoHostRead():
+        read(torch.ones(3))
+
+
+def solvers(method: str) -> list[str]:
+    return ["eigh", "jacobi"] if method == "aligned_mtl" else ["none"]
+
+
+EVERY = [(method, solver) for method in METHODS for solver in solvers(method)]
+
+
+def make(method: str, solver: str = "none"):
+    balancing = make_balancing(BalancingConfig(method=method), WEIGHTS.clone())
+    if solver == "jacobi":  # as on a GPU
+        balancing.eigen = Jacobi(3, "cpu")
+    return balancing
+
+
+@pytest.mark.parametrize(("method", "solver"), EVERY)
+def test_a_step_reads_nothing_and_draws_nothing(method, solver):
+    net, numeric, codes, targets = setting()
+    loss, balancing = MultiTaskLoss(TASKS, "cpu"), make(method, solver)
+    before = torch.default_generator.get_state()
+    for epoch in range(2):
+        assert balancing.phase == (epoch if method == "gradnorm" else 0)
+        for step in range(3):
+            order = draw_order(3, step) if balancing.draws_order else None
+            net.zero_grad(set_to_none=True)
+            with NoHostRead():
+                features = net.features(numeric, codes)
+                losses, present = loss(net.heads(features), targets)
+                balancing.backward(losses, present, features, net, order)
+        balancing.end_epoch()
+    assert torch.equal(before, torch.default_generator.get_state())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize(("method", "solver"), EVERY)
+def test_gradients_that_are_not_finite_are_passed_on(method, solver, value):
+    net, numeric, codes, targets = setting()
+    balancing = make(method, solver)
+    balancing.end_epoch()
+    for _ in range(2):
+        net.zero_grad(set_to_none=True)
+        features = net.features(numeric, codes)
+        losses, present = MultiTaskLoss(TASKS, "cpu")(net.heads(features), targets)
+        losses = losses * torch.tensor([1.0, value, value])
+        balancing.backward(losses, present, features, net, draw_order(3, 0))
+    shared = torch.cat([p.grad.flatten() for p in net.shared_parameters()])
+    overflows = method in ("pcgrad", "aligned_mtl")  # the inner products of such gradients
+    assert (value == 1e30 and not overflows) or not shared.isfinite().any()
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "aligned_mtl"])
+def test_combining_stays_on_the_device(method):
+
+    with FakeTensorMode():  # devices and shapes alone, without a GPU
+        balancing = make_balancing(BalancingConfig(method=method), torch.ones(3, device="cuda"))
+        order = torch.zeros(3, 3, dtype=torch.int64, device="cuda")
+        weights = balancing.combine(torch.rand(3, 3, device="cuda"), order)
+    assert weights.device.type == "cuda"
+    assert weights.shape == (3,)
+    assert method != "aligned_mtl" or isinstance(balancing.eigen, Jacobi)
 
 
 def test_gradient_matrix_equals_single_gradients():
@@ -247,6 +476,7 @@ def test_gradnorm_state_survives_a_checkpoint():
         first.update(losses, norms, ALL)
     second = GradNorm(torch.tensor([1.0, 2.0, 3.0]), alpha=0.7)
     second.load({name: t.clone() for name, t in first.tensors().items()})
+    assert second.phase == 1
     for losses, norms in steps[10:]:
         first.update(losses, norms, ALL)
         second.update(losses, norms, ALL)
