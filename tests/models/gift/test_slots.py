@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def scripted(monkeypatch) -> Callable[..., Scripted]:
             seen.add(n)
 
         monkeypatch.setattr(GiftArray, "train_epoch", lambda _, joined: take(len(joined)))
-        monkeypatch.setattr(Training, "_train", lambda _: take(1))
+        monkeypatch.setattr(Training, "steps", lambda _: (take(1) for _ in range(1)))
         return meter
 
     return make
@@ -118,8 +119,9 @@ def test_what_does_not_fit_at_all_is_not_measured(data, scripted, monkeypatch):
 
     def full(self):
         raise torch.OutOfMemoryError("no memory")
+        yield
 
-    monkeypatch.setattr(Training, "_train", full)
+    monkeypatch.setattr(Training, "steps", full)
     with pytest.raises(torch.OutOfMemoryError):
         measure(CONFIG, data, "cpu", 4)
 
@@ -127,10 +129,11 @@ def test_what_does_not_fit_at_all_is_not_measured(data, scripted, monkeypatch):
 def test_the_fastest_round_after_the_first_counts(data, monkeypatch):
     meter, times = Scripted(), iter([50.0, 3.0, 2.0])
 
-    def train(self):
+    def steps(self):
         meter.now += next(times)
+        yield
 
-    monkeypatch.setattr(Training, "_train", train)
+    monkeypatch.setattr(Training, "steps", steps)
     (cost,) = measure(CONFIG, data, "cpu", 1, meter)
     assert cost.step_s == pytest.approx(2.0 / COMPARED_STEPS)
 
@@ -138,17 +141,17 @@ def test_the_fastest_round_after_the_first_counts(data, monkeypatch):
 def test_the_steps_are_those_of_a_round(data, monkeypatch):
     """An array of as many slots where that pays, and each alone where it does not."""
     taken = []
-    train, train_epoch = Training._train, GiftArray.train_epoch
+    steps, train_epoch = Training.steps, GiftArray.train_epoch
 
     def alone(self):
         taken.append(len(self.targets))
-        return train(self)
+        yield from steps(self)
 
     def together(self, joined):
         taken.append((self.n_slots, len(joined), len(self.targets)))
         return train_epoch(self, joined)
 
-    monkeypatch.setattr(Training, "_train", alone)
+    monkeypatch.setattr(Training, "steps", alone)
     monkeypatch.setattr(GiftArray, "train_epoch", together)
     measure(CONFIG, data, "cpu", 2)
     assert taken == [800] * 3 + [(2, 2, 800)] * 3
@@ -163,6 +166,17 @@ def test_the_steps_are_those_of_a_round(data, monkeypatch):
     n_rows = len(data.part("train").labels)
     measure(config(optimizer={"batch_size": 4096}), data, "cpu", 1)
     assert taken == [n_rows] * 3
+
+
+@pytest.mark.parametrize(("kind", "order"), [("cpu", "aaabbb"), ("cuda", "ababab")])
+def test_alone_on_a_gpu_they_take_a_step_in_turn(kind, order):
+    taken = []
+    trainings = [
+        SimpleNamespace(device=SimpleNamespace(type=kind), steps=lambda n=name: map(taken.append, n * 3))
+        for name in "ab"
+    ]
+    slots._alone(trainings)
+    assert "".join(taken) == order
 
 
 def test_a_real_measurement_leaves_no_trace(data, tmp_path, monkeypatch, caplog):
