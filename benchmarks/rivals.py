@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,17 @@ from typing import Any
 
 import psutil
 
-from models.trainer import DataSpec, Decision, FrozenModel, Manifest, Measurement, Problem, Role, Run
+from models.trainer import (
+    DataSpec,
+    Decision,
+    FrozenModel,
+    Manifest,
+    Measurement,
+    Problem,
+    Role,
+    Run,
+    advance_in_turn,
+)
 
 RIVALS = ("ray[tune]==2.60.0", "syne-tune==0.16.0")
 N_PARAMS, N_STEPS, N_WORKERS = 10, 20, 2
@@ -135,6 +145,9 @@ class Trivial:
 
     def describe(self, data: DataSpec) -> Mapping[str, Any]:
         return {}
+
+    def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
+        return advance_in_turn(fits)
 
     def fit(self, config: Config, data: Nothing, run: Run) -> Iterator[Measurement]:
         height = 1 - sum((value - 0.4) ** 2 for value in config.p.values()) / N_PARAMS

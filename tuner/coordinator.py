@@ -59,12 +59,12 @@ class RunOptions:
     storage: str = "sqlite:///runs/tuner.db"
     devices: str = "auto"
     workers: int | None = None
-    slots: int | Literal["auto"] = AUTO
     timeout_s: float | None = None
     seed: int | None = None
     retry_failed: bool = False
     overrides: tuple[str, ...] = ()
     runs: str = "runs"
+    slots: int | Literal["auto"] = AUTO
     artifacts: str | None = None
     upload_every_s: float = UPLOAD_EVERY_S
     stop_grace_s: float = STOP_GRACE_S

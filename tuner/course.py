@@ -1,4 +1,4 @@
-"""One trial in a slot of a worker, from its claim to where it is left; where it has to wait, the others train on."""
+"""One trial in a slot of a worker, from its claim to where it is left; while it waits the others train on."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Course:
         return self._step(lambda: self._steps.send(result))
 
     def leave(self) -> None:
-        """Put the trial back in the queue at its newest checkpoint, which is seen into the store. Raises StorageError."""
+        """Put the trial back in the queue at its newest checkpoint, seen into the store. Raises StorageError."""
         self.fit = None
         self._step(lambda: self._steps.throw(Leave()))
 
@@ -205,6 +205,9 @@ class Course:
                 except Leave:
                     left = True
                     return "stopped"
+                except GeneratorExit:
+                    left = True
+                    raise
                 if measurement is None:
                     break
                 verdict = self._reported(reporter, measurement)

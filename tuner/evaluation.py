@@ -63,9 +63,9 @@ class EvaluateOptions:
     n_replicates: int = 2000
     devices: str = "auto"
     workers: int | None = None
-    slots: int | Literal["auto"] = AUTO
     storage: str = "sqlite:///runs/tuner.db"
     runs: str = "runs"
+    slots: int | Literal["auto"] = AUTO
     artifacts: str | None = None
     upload_every_s: float = UPLOAD_EVERY_S
     stop_grace_s: float = STOP_GRACE_S

@@ -46,8 +46,8 @@ class ServiceOptions:
     roots: tuple[str, ...] = ("data",)
     devices: str = "auto"
     workers: int | None = None
-    slots: int | Literal["auto"] = AUTO
     runs: str = "runs"
+    slots: int | Literal["auto"] = AUTO
     artifacts: str | None = None
     upload_every_s: float = UPLOAD_EVERY_S
     stop_grace_s: float = STOP_GRACE_S

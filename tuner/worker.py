@@ -250,11 +250,15 @@ class Worker:
         # One after the other: all that may have brought a process down have to show that it was not them.
         asking = next(([course] for course in asking if course.alone), asking)
         results = dict(zip([course.slot for course in asking], self._advance(asking), strict=True))
+        error: Exception | None = None
         for course in in_hand:
-            if course.slot in results:
-                self._go_on(course, results[course.slot])
-            elif course.fit is None:
-                self._go_on(course, None)
+            try:
+                if course.slot in results or course.fit is None:
+                    self._go_on(course, results.get(course.slot))
+            except Exception as met:  # what the others have measured is recorded first
+                error = error or met
+        if error is not None:
+            raise error
 
     def _advance(self, asking: list[Course]) -> list[Measurement | Exception | None]:
         """What the trainer makes of them. Raises DeviceFault where it may be the fault of any of several."""

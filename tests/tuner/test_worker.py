@@ -19,10 +19,10 @@ from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow, Store
 from tests.searches import METRIC, VIOLATION, dead, elsewhere, make_spec, make_study, new_worker
 from tests.toy import ToyConfig, ToyDataset, ToyTrainer
+from tuner.course import Course, reason_of
 from tuner.reporter import Journal, Reporter
 from tuner.study import Study, TooManyFailures
 from tuner.uploads import Uploads
-from tuner.course import Course, reason_of
 from tuner.worker import DeviceFault, Worker, WorkerOptions
 
 ONE_ARM = {"arms": {"only": {}}, "space": {"x": {"low": 0.0, "high": 1.0}}, "pruner": {"name": "none"}}
