@@ -308,18 +308,18 @@ def measured_epochs(trainings: Sequence[Training]) -> list[Measured | Exception]
     """Train and validate one epoch of each of several trainings of one device, or what it failed with: the others
     go on. Those that were measured are still to be saved (`Training.save_epoch`)."""
     start = time.monotonic()
-    turns = [(i, training.steps()) for i, training in enumerate(trainings) if training.device.type == "cuda"]
+    turns = [(i, training.steps()) for i, training in enumerate(trainings) if training.launch == "graph"]
     failed: dict[int, Exception] = {}
     while turns:  # a step of each in turn, in a stream of its own, so that they overlap
         turns = [(i, steps) for i, steps in turns if _goes_on(i, steps, failed)]
     found: list[Measured | Exception] = []
     for i, training in enumerate(trainings):
-        on_gpu = training.device.type == "cuda"
         try:
             if i in failed:
                 raise failed[i]
-            began = start if on_gpu else time.monotonic()
-            found.append(training.measure_epoch(training.end_steps() if on_gpu else training._train(), began))
+            taken = training.launch == "graph"
+            began = start if taken else time.monotonic()
+            found.append(training.measure_epoch(training.end_steps() if taken else training._train(), began))
         except Exception as error:  # whatever it is, it is this training's
             found.append(error)
     return found

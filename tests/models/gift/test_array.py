@@ -13,14 +13,17 @@ from sklearn.metrics import average_precision_score
 
 from models import checkpoint as checkpoints
 from models.gift import fit as fitting
+from models.gift import graphs
 from models.gift.array import Bucket, GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
 from models.gift.fit import Training
+from models.gift.graphs import Launch
 from models.gift.network import Dropout
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig, GiftTrainer
 from models.trainer import Measurement, Run
 from tests.models.gift.planted import CONFIG, DECISION, SEARCH, config, planted, planted_spec
+from tests.models.gift.replayed import EagerStream
 from tests.trainer_contract import assert_same_checkpoint, folder_of, numbers
 
 CPU = torch.device("cpu")
@@ -83,9 +86,9 @@ def run_in(folder: Path, seed: int = 42, attempt: int = 1) -> Run:
     return Run(folder, seed, "cpu", attempt, DECISION)
 
 
-def array_of(data: GiftDataset, n_slots: int, norm: bool = True) -> GiftArray:
+def array_of(data: GiftDataset, n_slots: int, norm: bool = True, launch: Launch | None = None) -> GiftArray:
     every = trials(norm)
-    return GiftArray(bucket_of(every[0]), room_for(every, data), data, n_slots, "cpu")
+    return GiftArray(bucket_of(every[0]), room_for(every, data), data, n_slots, "cpu", launch)
 
 
 def trained(array: GiftArray, trainings: list[Training]) -> list[list[Measurement]]:
@@ -128,12 +131,19 @@ def assert_close_numbers(first: list[Measurement], second: list[Measurement]) ->
 # ---- the same numbers as alone
 
 
-@pytest.mark.parametrize("norm", [True, False])
-def test_in_float64_every_slot_equals_its_solo_run(double, tmp_path, norm):
+@pytest.mark.parametrize(("norm", "launch"), [(True, "eager"), (False, "eager"), (True, "graph")])
+def test_in_float64_every_slot_equals_its_solo_run(double, tmp_path, monkeypatch, norm, launch):
+    monkeypatch.setattr(graphs, "CudaStream", EagerStream)
+    monkeypatch.setattr(EagerStream, "log", [], raising=False)
     given = list(zip(trials(norm), SEEDS, strict=True))
-    alone = [list(fitting.fit(c, double, run_in(tmp_path / f"a{i}", s))) for i, (c, s) in enumerate(given)]
-    together = [Training(c, double, run_in(tmp_path / f"t{i}", s)) for i, (c, s) in enumerate(given)]
-    for a, t in zip(alone, trained(array_of(double, 4, norm), together), strict=True):
+    alone = []
+    for i, (c, s) in enumerate(given):
+        training, found = Training(c, double, run_in(tmp_path / f"a{i}", s), launch), []
+        while not training.finished:
+            found.append(training.epoch())
+        alone.append(found)
+    together = [Training(c, double, run_in(tmp_path / f"t{i}", s), launch) for i, (c, s) in enumerate(given)]
+    for a, t in zip(alone, trained(array_of(double, 4, norm, launch), together), strict=True):
         assert_close_numbers(a, t)
     for i in range(4):
         step = alone[i][-1].step

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from models import checkpoint as checkpoints
+from models.gift import fit as fitting
+from models.gift import graphs
+from models.gift.array import GiftArray, bucket_of, room_for
+from models.gift.data import GiftDataset
+from models.gift.fit import Training, epochs, measured_epochs
+from models.gift.graphs import WARM_STEPS, CudaStream, Plan, StepGraphs, launch_of
+from models.gift.trainer import GiftConfig
+from models.trainer import Measurement, Run
+from tests.models.gift.planted import DECISION, config, planted
+from tests.models.gift.replayed import EagerStream, NoHostReads, ReplayedStream
+from tests.trainer_contract import assert_same_checkpoint, folder_of, numbers
+
+CPU = torch.device("cpu")
+METHODS = ["fixed", "gradnorm", "pcgrad", "aligned_mtl"]
+NETWORKS = [
+    {"dropout": 0.3},
+    {"dropout": 0.0, "batch_norm": False, "numeric_embedding": "piecewise_linear"},
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> GiftDataset:
+    return planted(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def log(monkeypatch) -> list[tuple[str, int]]:
+    """CUDA's streams and graphs are stood in for; what they do."""
+    done: list[tuple[str, int]] = []
+    monkeypatch.setattr(ReplayedStream, "log", done, raising=False)
+    monkeypatch.setattr(graphs, "CudaStream", ReplayedStream)
+    return done
+
+
+def run_in(folder: Path, attempt: int = 1, seed: int = 42) -> Run:
+    return Run(folder, seed, "cpu", attempt, DECISION)
+
+
+def trial(method: str = "fixed", n_epochs: int = 5, batch: int = 177, **changed: Any) -> GiftConfig:
+    """Its rate falls, and its last batch is of another size."""
+    return config(
+        balancing={"method": method},
+        optimizer={"batch_size": batch},
+        training={"max_epochs": n_epochs, "lr_patience": 0, "lr_factor": 0.3},
+        **changed,
+    )
+
+
+def whole(training: Training) -> list[Measurement]:
+    found = []
+    while not training.finished:
+        found.append(training.epoch())
+    return found
+
+
+def falling(optimizer: torch.optim.Optimizer, _: str, *arguments: Any, **named: Any) -> ReduceLROnPlateau:
+    """Lowers the rate where training gets better, so that it is sure to."""
+    return ReduceLROnPlateau(optimizer, "min", *arguments, **named)
+
+
+def assert_same_runs(first: Path, second: Path, a: list[Measurement], b: list[Measurement]) -> None:
+    assert numbers(a) == numbers(b)
+    assert_same_checkpoint(folder_of(run_in(first), a[-1].step), folder_of(run_in(second), a[-1].step))
+
+
+# ---- one training
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_replayed_steps_are_the_steps_bit_for_bit(data, tmp_path, log, monkeypatch, method, network):
+    given = trial(method, network=network)
+    monkeypatch.setattr(fitting, "ReduceLROnPlateau", falling)
+    training = Training(given, data, run_in(tmp_path / "replayed"), "graph")
+    replayed = whole(training)
+    monkeypatch.setattr(graphs, "CudaStream", EagerStream)
+    again = whole(Training(given, data, run_in(tmp_path / "again"), "graph"))
+    assert_same_runs(tmp_path / "replayed", tmp_path / "again", replayed, again)
+    assert len({m.metrics["train/lr"] for m in replayed}) > 1
+    monkeypatch.setattr(fitting, "in_graphs", lambda *_: True)
+    eager = whole(Training(given, data, run_in(tmp_path / "eager"), "eager"))
+    assert_same_runs(tmp_path / "replayed", tmp_path / "eager", replayed, eager)
+    phases = 2 if method == "gradnorm" else 1
+    # the plain step and the shorter last one; the compared one comes once an epoch, too seldom in gradnorm's first
+    n_steps = -(-len(data.part("train").labels) // 177)
+    assert n_steps > WARM_STEPS + 1
+    assert training._launcher.n_captured == (4 if phases == 2 else 3)
+
+
+def test_only_dropout_differs_from_steps_without_graphs(data, tmp_path, log):
+    """Where nothing is drawn the numbers are those of the CPU, but for a rate in float32."""
+    given = trial(network={"dropout": 0.0})
+    replayed = whole(Training(given, data, run_in(tmp_path / "replayed"), "graph"))
+    plain = whole(Training(given, data, run_in(tmp_path / "plain")))
+    for a, b in zip(replayed, plain, strict=True):
+        assert a.metrics == pytest.approx(b.metrics, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_makes_graphs_of_its_own_and_the_same_numbers(data, tmp_path, log, method):
+    given = trial(method, network={"dropout": 0.2})
+    expected = whole(Training(given, data, run_in(tmp_path / "whole"), "graph"))
+    first = Training(given, data, run_in(tmp_path / "parts"), "graph")
+    parts = [first.epoch() for _ in range(3)]
+    second = Training(given, data, run_in(tmp_path / "parts", 2), "graph")
+    second.restore(checkpoints.latest(second.run))
+    assert numbers(parts + whole(second)) == numbers(expected)
+    assert_same_checkpoint(folder_of(run_in(tmp_path / "whole"), 4), folder_of(run_in(tmp_path / "parts", 2), 4))
+    assert second._launcher.n_captured > 0
+
+
+def test_graphs_of_before_a_restore_are_not_used_after_it(data, tmp_path, log):
+    given = trial(network={"dropout": 0.2})
+    expected = whole(Training(given, data, run_in(tmp_path / "whole"), "graph"))
+    training = Training(given, data, run_in(tmp_path / "parts"), "graph")
+    training.epoch(), training.epoch()
+    training.restore(checkpoints.latest(training.run))
+    assert numbers(whole(training)) == numbers(expected[2:])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_reads_anything_on_the_host(data, tmp_path, monkeypatch, method):
+    step, taken = Training._step, []
+
+    def watched(self, *arguments):
+        with NoHostReads():
+            step(self, *arguments)
+        taken.append(arguments)
+
+    monkeypatch.setattr(fitting, "in_graphs", lambda *_: True)
+    monkeypatch.setattr(Training, "_step", watched)
+    training = Training(trial(method, network={"dropout": 0.3}), data, run_in(tmp_path))
+    training.epoch(), training.epoch()
+    assert len(taken) == 2 * len(training._plan.sizes)
+
+
+def test_a_host_read_in_a_step_is_found_when_it_is_captured(log):
+    sums = torch.zeros(())
+
+    def step(rows, own):
+        sums.add_(1.0 if bool(rows[0] >= 0) else 2.0)
+
+    launch = StepGraphs(Plan(torch.arange(8), [2] * 4, {}), CPU)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        list(launch(step, [()] * 4))
+    assert log[-1][0] == "joined"
+
+
+def test_steps_get_their_rows_and_what_is_theirs(log):
+    order = torch.tensor([[5, 3, 1, 0, 2, 4, 6], [6, 5, 4, 3, 2, 1, 0]])
+    own = {"rate": torch.arange(4.0).unsqueeze(1)}
+    seen = torch.zeros(7, 2)
+
+    def step(rows, own, factor):
+        seen[rows[0]] = torch.stack([rows[1] * 1.0, own["rate"] * factor + 0.0 * rows[1]], dim=1)
+
+    launch = StepGraphs(Plan(order, [2, 2, 2, 1], own), CPU)
+    for epoch in range(4):
+        expected = torch.zeros(7, 2)
+        for i, (rows, factor) in enumerate(zip(order.split(2, 1), (1, 1, 10, 1), strict=True)):
+            expected[rows[0], 0] = rows[1].float()
+            expected[rows[0], 1] = own["rate"][i].item() * factor
+        assert sum(1 for _ in launch(step, [(1,), (1,), (10,), (1,)])) == 4
+        assert torch.equal(seen, expected), epoch
+        order.copy_(order.roll(1, 1))
+        own["rate"] += 1.0
+    assert launch.n_captured == 3  # the kinds (2, 1), (2, 10) and (1, 1)
+
+
+def test_how_steps_are_launched():
+    assert launch_of(CPU) == "eager"
+    assert launch_of(torch.device("cuda:1")) == "graph"
+
+
+# ---- several trainings
+
+
+def test_epochs_of_several_take_turns_and_are_those_of_each_alone(data, tmp_path, log):
+    every = [trial(m, batch=b, network={"dropout": 0.2}) for m, b in (("fixed", 300), ("gradnorm", 177))]
+    alone = [whole(Training(c, data, run_in(tmp_path / f"a{i}"), "graph")) for i, c in enumerate(every)]
+    log.clear()
+    trainings = [Training(c, data, run_in(tmp_path / f"t{i}"), "graph") for i, c in enumerate(every)]
+    together = [epochs(trainings) for _ in range(5)]
+    for i in range(2):
+        assert_same_runs(tmp_path / f"a{i}", tmp_path / f"t{i}", alone[i], [m[i] for m in together])
+    first = [stream for what, stream in log if what == "steps"][:8]
+    assert first == first[:2] * 4
+    assert len(set(first)) == 2
+
+
+@pytest.mark.parametrize("launch", ["eager", "graph"])
+def test_what_one_fails_with_is_its_own(data, tmp_path, log, monkeypatch, launch):
+    given = [trial(), trial(network={"depth": 1}), trial(), trial()]
+    alone = Training(given[3], data, run_in(tmp_path / "alone"), launch).epoch()
+    bad = [Training(c, data, run_in(tmp_path / str(i)), launch) for i, c in enumerate(given)]
+    monkeypatch.setattr(bad[0], "_step", lambda *_: (_ for _ in ()).throw(FloatingPointError("step")))
+    monkeypatch.setattr(bad[1], "measure_epoch", lambda *_: (_ for _ in ()).throw(ValueError("measure")))
+    monkeypatch.setattr(bad[2], "_state", lambda *_: (_ for _ in ()).throw(OSError("save")))
+    found = epochs(bad)
+    assert [type(f) for f in found] == [FloatingPointError, ValueError, OSError, Measurement]
+    assert numbers([found[3]]) == numbers([alone])
+    assert epochs([]) == []
+    measured = measured_epochs(bad[3:])
+    assert not folder_of(run_in(tmp_path / "3"), 1).exists()
+    bad[3].save_epoch(measured[0])
+    assert folder_of(run_in(tmp_path / "3"), 1).exists()
+
+
+# ---- an array
+
+
+def array_trials(n_epochs: int = 5) -> list[GiftConfig]:
+    tasks = trial().model_dump(mode="json")["tasks"]
+    return [
+        trial(n_epochs=n_epochs, network={"width": 24, "dropout": 0.3}),
+        trial(n_epochs=n_epochs, network={"width": 9, "dropout": 0.0}, tasks={"gives": tasks["gives"]}),
+        trial(n_epochs=n_epochs, network={"width": 17, "dropout": 0.5, "head_width": 5}),
+    ]
+
+
+def trained(array: GiftArray, trainings: list[Training], n_epochs: int) -> list[list[Measurement]]:
+    slots = [array.join(t) for t in trainings]
+    every = [array.epoch(slots) for _ in range(n_epochs)]
+    return [[found[slot] for found in every] for slot in slots]
+
+
+def array_of(data: GiftDataset, n_slots: int = 3) -> GiftArray:
+    every = array_trials()
+    return GiftArray(bucket_of(every[0]), room_for(every, data), data, n_slots, "cpu", "graph")
+
+
+def test_an_array_replayed_is_the_array_bit_for_bit_and_a_refill_captures_nothing(data, tmp_path, log, monkeypatch):
+    def course(folder: Path) -> tuple[list[Any], GiftArray]:
+        array, every = array_of(data), array_trials()
+        first = [Training(c, data, run_in(folder / f"a{i}", seed=i), "graph") for i, c in enumerate(every)]
+        found = trained(array, first[:2], 4)
+        captured = array.launcher.n_captured
+        array.leave(0)
+        slot = array.join(first[2])
+        found += [[array.epoch([slot])[slot] for _ in range(4)]]
+        assert array.launcher.n_captured == captured
+        return found, array
+
+    replayed, array = course(tmp_path / "replayed")
+    assert array.launcher.n_captured == 3
+    monkeypatch.setattr(graphs, "CudaStream", EagerStream)
+    eager, _ = course(tmp_path / "eager")
+    assert [numbers(m) for m in replayed] == [numbers(m) for m in eager]
+    for i in range(3):
+        folders = [folder_of(run_in(tmp_path / name / f"a{i}"), 3) for name in ("replayed", "eager")]
+        assert_same_checkpoint(*folders)
+
+
+def test_an_array_replayed_equals_each_alone_replayed(data, tmp_path, log):
+    """In float32, up to the order of summation; the masks of dropout are the same."""
+    every = array_trials(2)
+    alone = [whole(Training(c, data, run_in(tmp_path / f"a{i}", seed=i), "graph")) for i, c in enumerate(every)]
+    together = [Training(c, data, run_in(tmp_path / f"t{i}", seed=i), "graph") for i, c in enumerate(every)]
+    for a, t in zip(alone, trained(array_of(data), together, 2), strict=True):
+        losses = {n: v for n, v in a[0].metrics.items() if n.startswith("train/") and n.endswith("/loss")}
+        assert losses
+        assert {n: t[0].metrics[n] for n in losses} == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_slot_replayed_depends_on_no_neighbour(data, tmp_path, log):
+    every = array_trials()
+    alone = trained(array_of(data), [Training(every[2], data, run_in(tmp_path / "alone"), "graph")], 4)[0]
+    others = [Training(c, data, run_in(tmp_path / f"o{i}", seed=9), "graph") for i, c in enumerate(every[:2])]
+    given = Training(every[2], data, run_in(tmp_path / "among"), "graph")
+    assert numbers(trained(array_of(data), [*others, given], 4)[2]) == numbers(alone)
+
+
+def test_graphs_of_a_training_hold_after_a_stay_in_an_array(data, tmp_path, log, monkeypatch):
+    def course(folder: Path) -> list[Measurement]:
+        training = Training(array_trials()[0], data, run_in(folder), "graph")
+        found = [training.epoch(), training.epoch(), training.epoch()]
+        array = array_of(data, 1)
+        found.append(array.epoch([array.join(training)])[0])
+        return [*found, training.epoch()]
+
+    replayed = course(tmp_path / "replayed")
+    monkeypatch.setattr(graphs, "CudaStream", EagerStream)
+    assert_same_runs(tmp_path / "replayed", tmp_path / "eager", replayed, course(tmp_path / "eager"))
+
+
+def test_no_step_of_an_array_reads_anything_on_the_host(data, tmp_path, log, monkeypatch):
+    step, taken = GiftArray._step, []
+
+    def watched(self, *arguments):
+        with NoHostReads():
+            step(self, *arguments)
+        taken.append(arguments)
+
+    monkeypatch.setattr(GiftArray, "_step", watched)
+    monkeypatch.setattr(graphs, "CudaStream", EagerStream)
+    array = array_of(data)
+    trained(array, [Training(c, data, run_in(tmp_path / str(i)), "graph") for i, c in enumerate(array_trials())], 1)
+    assert len(taken) == len(array.sizes)
+
+
+# ---- CUDA's own part, with CUDA stood in for
+
+
+class Graph:
+    """What `torch.cuda.CUDAGraph` is asked for."""
+
+    made: list[Graph]
+
+    def __init__(self) -> None:
+        self.begun, self.ended = None, False
+        self.made.append(self)
+
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        self.begun = (pool, capture_error_mode, gc.isenabled())
+
+    def capture_end(self) -> None:
+        self.ended = True
+
+    def pool(self) -> str:
+        return "pool"
+
+    def replay(self) -> str:
+        return "replayed"
+
+
+@pytest.fixture
+def stream(monkeypatch) -> CudaStream:
+    monkeypatch.setattr(Graph, "made", [], raising=False)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
+    return CudaStream(torch.device("cuda:0"))
+
+
+def test_graphs_of_a_stream_share_one_memory_and_collect_no_garbage_meanwhile(stream):
+    ran = []
+    assert stream.capture(lambda: ran.append(gc.isenabled()))() == "replayed"
+    stream.capture(lambda: ran.append(gc.isenabled()))
+    assert ran == [False, False]
+    assert gc.isenabled()
+    assert [g.begun for g in Graph.made] == [(None, "thread_local", False), ("pool", "thread_local", False)]
+    assert all(g.ended for g in Graph.made)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: not permitted\nlong advice"), KeyError("x")])
+def test_a_failed_capture_ends_it_and_says_why_in_one_line(stream, error):
+    def work():
+        raise error
+
+    expected = (
+        (RuntimeError, "step cannot be captured.*not permitted$")
+        if type(error) is RuntimeError
+        else (KeyError, "x")
+    )
+    with pytest.raises(expected[0], match=expected[1]) as found:
+        stream.capture(work)
+    assert "\n" not in str(found.value)
+    assert Graph.made[0].ended
+    assert gc.isenabled()
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_as_such(stream):
+    def work():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        stream.capture(work)
