@@ -299,7 +299,8 @@ class Trainer(Protocol):
     def advance(self, fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
         """What `next` would give of each of several unfinished `fit`s of one device: its next measurement, None at
         its end, or the exception it raised (others go on). A trainer may train them as one; each one's numbers stay
-        its own: in float32 they do not depend on which others are there."""
+        its own: which others are there changes the order of summation at most, and one that advances alone has the
+        numbers of `next` to the bit. What is no `Exception` (a stop) is raised, and they are all to be closed."""
         ...
 
     def slots(self, config: Any, data: Any, run_device: str, most: int) -> int:
@@ -347,7 +348,7 @@ class Trainer(Protocol):
 
 
 def advance_in_turn(fits: Sequence[Iterator[Measurement]]) -> list[Measurement | Exception | None]:
-    """`Trainer.advance` of a trainer that trains one at a time. What is no `Exception` (a stop) is raised."""
+    """`Trainer.advance` of a trainer that trains one at a time."""
     found: list[Measurement | Exception | None] = []
     for fit in fits:
         try:

@@ -7,6 +7,8 @@ when they do not, and with the last fit that trained in it it is gone.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +28,8 @@ from models.trainer import Measurement, Run
 CPU_VALUES = 65_536
 _WRITERS = 8  # checkpoints that are flushed at the same time
 
+_log = logging.getLogger("models.gift")
+
 
 class Fit:
     """See `GiftTrainer.fit`. Nothing is made before the first measurement is asked for.
@@ -37,6 +41,7 @@ class Fit:
         self.config, self.data, self.run = config, data, run
         self.training: Training | None = None
         self.array: GiftArray | None = None  # the one it last trained in
+        self.most = sys.maxsize  # slots of an array that there was memory for
         self.has_ended = False
 
     def __iter__(self) -> Iterator[Measurement]:
@@ -93,10 +98,10 @@ def _epochs(fits: Sequence[Fit]) -> list[Measurement | Exception]:
     teams: dict[Any, list[Fit]] = {}
     for fit in fits:
         teams.setdefault(fit.team, []).append(fit)
-    together = [t for t in teams.values() if pays([fit.config for fit in t], t[0].data, t[0].run.device)]
     measured: dict[Fit, Measured | Exception] = {}
-    for team in together:
-        measured |= dict(zip(team, _as_one(team), strict=True))
+    for team in teams.values():
+        if pays([fit.config for fit in team], team[0].data, team[0].run.device):
+            measured |= _as_one(team)
     alone = [fit for fit in fits if fit not in measured]
     for fit in alone:
         fit.array = None
@@ -122,40 +127,52 @@ def pays(configs: Sequence[GiftConfig], data: GiftDataset, device: str) -> bool:
     return rows * (sum(room.widths) + len(room.tasks) * room.head_width) <= CPU_VALUES
 
 
-def _as_one(team: Sequence[Fit]) -> list[Measured | Exception]:
-    try:
-        array = _array_for(team)
-        slots = [array.join(_open(fit)) for fit in team]
+def _as_one(team: Sequence[Fit]) -> dict[Fit, Measured | Exception]:
+    """Of those that an array had memory for; an error of the array is everyone's."""
+    found: dict[Fit, Measured | Exception] = {}
+    while (waiting := [fit for fit in team if fit not in found]) and _n_slots(team) > 1:
+        part, array = waiting[: _n_slots(team)], None
         try:
-            found = array.measured_epoch(slots)
+            array = _array_for(team)
+            slots = [array.join(_open(fit)) for fit in part]
+            measured = array.measured_epoch(slots)
+        except torch.OutOfMemoryError:  # it has trained nobody yet; what it holds has to go before the next one
+            n_slots, array = _n_slots(team), None
+            for fit in team:
+                fit.array, fit.most = None, n_slots // 2
+            _log.warning("no memory for %d slots, %d at a time", n_slots, n_slots // 2, extra={"action": "slots"})
+        except Exception as error:
+            return found | dict.fromkeys(waiting, error)
+        else:
+            found |= {fit: measured[slot] for fit, slot in zip(part, slots, strict=True)}
         finally:
-            array.clear()
-    except Exception as error:  # it was the array's and so everyone's
-        return [error] * len(team)
-    return [found[slot] for slot in slots]
+            if array is not None:
+                array.clear()
+    return found
+
+
+def _n_slots(team: Sequence[Fit]) -> int:
+    return min(len(team), *(fit.most for fit in team))
 
 
 def _array_for(team: Sequence[Fit]) -> GiftArray:
-    """The array that some of them trained in, if all fit in and half of it is used; else a new one for all."""
-    for fit in team:
-        if fit.array is not None and _holds(fit.array, team):
-            array = fit.array
-            break
-    else:
+    """The array that some of them trained in, if all fit in and most of it is used; else a new one for all."""
+    found = next((fit.array for fit in team if fit.array is not None and _holds(fit.array, team)), None)
+    if found is None:
         for fit in team:
             fit.array = None  # so that its memory is free for the next one
         bucket, first = bucket_of(team[0].config), team[0]
         assert isinstance(bucket, Bucket)
         room = room_for([fit.config for fit in team], first.data)
-        array = GiftArray(bucket, room, first.data, len(team), first.run.device)
+        found = GiftArray(bucket, room, first.data, _n_slots(team), first.run.device)
     for fit in team:
-        fit.array = array
-    return array
+        fit.array = found
+    return found
 
 
 def _holds(array: GiftArray, team: Sequence[Fit]) -> bool:
     fit_in = all(array.room.holds(fit.config.network, fit.config.tasks) for fit in team)
-    return fit_in and array.n_slots // 2 < len(team) <= array.n_slots
+    return fit_in and array.n_slots // 2 < _n_slots(team) <= array.n_slots
 
 
 def _open(fit: Fit) -> Training:

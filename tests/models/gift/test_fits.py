@@ -307,6 +307,36 @@ def test_what_breaks_an_array_is_everyones_and_not_of_those_alone(data, tmp_path
     assert [fit.has_ended for fit in fits] == [True, True, False]
 
 
+def test_an_array_without_memory_is_halved_and_used_twice(data, tmp_path, monkeypatch, arrays, caplog):
+    def short_of(most: int) -> None:
+        train = kept
+
+        def checked(self, active):
+            sums = train(self, active)
+            if self.n_slots > most:  # no weight that it has changed counts
+                raise torch.OutOfMemoryError("no memory")
+            return sums
+
+        monkeypatch.setattr(GiftArray, "_train", checked)
+
+    kept, c = GiftArray._train, trials()[0]
+    pairs = [[start(c, data, tmp_path / f"{pair}{i}", i) for i in pair] for pair in ((0, 1), (2, 3), (4, 5))]
+    expected = [m for pair in pairs for m in ended(pair)]
+    arrays.clear()
+    short_of(2)
+    found = ended([start(c, data, tmp_path / f"five{i}", i) for i in range(5)])
+    assert arrays == [(5, 5), *[(2, 2), (2, 2), (2, 1)] * 4]
+    assert [numbers(m) for m in found] == [numbers(m) for m in expected[:5]]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "no memory for 5 slots, 2 at a time"
+    ]
+    arrays.clear()
+    short_of(1)  # then each is alone
+    found = ended([start(c, data, tmp_path / f"three{i}", i) for i in range(3)])
+    assert arrays == [(3, 3)]
+    assert [numbers(m) for m in found] == [numbers(alone(c, data, tmp_path / f"a{i}", i)) for i in range(3)]
+
+
 def test_a_stop_in_the_midst_of_a_round_leaves_the_checkpoints_before_it(data, tmp_path, monkeypatch):
     every = trials()[:2]
     whole = [ended([start(c, data, tmp_path / f"w{turn}{i}", i) for i, c in enumerate(every)]) for turn in (0, 1)]
