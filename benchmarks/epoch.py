@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.gift.data import GiftData, GiftDataset, Part
 from models.gift.fit import Training
+from models.gift.graphs import Launch
 from models.gift.model import outputs
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig
@@ -166,13 +167,18 @@ class Loader(Reference):
                 self.forward(batch["features"])
 
 
-def trainer(data: GiftDataset, folder: str) -> Training:
+def trainer(
+    data: GiftDataset, folder: str, device: str = "cpu", seed: int = 42, batch: int = BATCH,
+    launch: Launch | None = None, kind: type[Training] = Training,
+) -> Training:  # fmt: skip
     """The trainer with the configuration of the reference."""
     losses = {"watch_time": "mse", "has_comment": "bce", "has_gift": "focal", "gift_amount": "mse"}
     tasks = {name: {"weight": weight, "loss": losses[name]} for name, weight in WEIGHTS.items()}
-    config = GiftConfig.model_validate({"tasks": tasks, "training": {"max_epochs": 1000, "patience": 1000}})
+    config = GiftConfig.model_validate({
+        "tasks": tasks, "optimizer": {"batch_size": batch}, "training": {"max_epochs": 1000, "patience": 1000}
+    })  # fmt: skip
     decision = Decision(task="has_gift", target_precision=0.1)
-    return Training(config, data, Run(Path(folder), 42, "cpu", 1, decision))
+    return kind(config, data, Run(Path(folder), seed, device, 1, decision), launch)
 
 
 def cpu_s(work: Callable[[], object]) -> float:
