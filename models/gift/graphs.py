@@ -180,6 +180,8 @@ class CudaStream(contextlib.AbstractContextManager):
             raise
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "captur" in reason:  # the device itself has not failed, as "CUDA error" would say
+                reason = reason.removeprefix("CUDA error: ")
             raise RuntimeError(f"a training step cannot be captured as a CUDA graph: {reason}") from error
         finally:
             if collects:

@@ -8,6 +8,8 @@ import torch
 from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 from torch import nn
 
+from models.gift import model as models_of
+from models.gift.model import chunk_rows, outputs
 from models.gift.network import Dropout, MultiTaskMLP, PiecewiseLinearEmbedding, bins_of, seeded
 from models.gift.trainer import NetworkConfig
 
@@ -142,6 +144,26 @@ def test_piecewise_linear_embedding_bends_at_its_bins():
     edges = bins_of(np.sort(np.random.default_rng(0).normal(size=(257, 2)), axis=0), 4)[0]
     assert all((edges - x[i + 1]).abs().min() < 0.06 for i in bends)
     assert len(bends) >= 3
+
+
+def test_rows_of_a_forward_in_evaluation():
+    """4096 on the CPU, whose bits they decide; elsewhere as many as launches are worth, fewer for wide networks."""
+    wide = NetworkConfig(width=16384, depth=1)
+    binned = NetworkConfig(width=8, depth=1, numeric_embedding="piecewise_linear", n_bins=256, bin_embedding_dim=2)
+    cases = [(NetworkConfig(), 65_536), (wide, 4096), (binned, 2**26 // (20 * 256))]
+    for config, expected in cases:
+        net = network(config, n_numeric=20)
+        assert chunk_rows(net, torch.device("cuda")) == expected
+        assert chunk_rows(net, torch.device("cpu")) == 4096
+
+
+@pytest.mark.parametrize("n_rows", [1, 4096, 5000])
+def test_outputs_are_those_of_one_forward_whatever_its_rows(monkeypatch, n_rows):
+    net, (numeric, codes) = network(), batch(n_rows)
+    expected = net.eval()(numeric, codes)
+    torch.testing.assert_close(outputs(net, numeric, codes), expected)
+    monkeypatch.setattr(models_of, "chunk_rows", lambda *_: 300)
+    torch.testing.assert_close(outputs(net, numeric, codes), expected)
 
 
 def test_initial_weights_depend_on_the_seed_alone():
