@@ -72,7 +72,7 @@ class Soak:
         return self.happened["worker killed"] + self.happened["machine killed"] * (self._given.workers + 1)
 
     def _start(self, machine: Machine) -> None:
-        machine.start(self._given.workers, TUNER_UPLOAD_EVERY="1")
+        machine.start(self._given.workers, "--slots", str(self._given.slots), TUNER_UPLOAD_EVERY="1")
 
     def _feed(self) -> None:
         self._total += PORTION
@@ -106,13 +106,8 @@ class Soak:
     def _kill_worker(self, machine: Machine) -> bool:
         """Kill one of its workers, but none whose death would make an innocent trial look like a poison."""
         service = self._service
-        study_id = service.study_id(STUDY)
-        held = service.held(STUDY)
-        spared = {
-            worker.identity.pid
-            for worker in service.store.workers()
-            if worker.id in held and service.store.barren_crashes(study_id, held[worker.id].number) >= 1
-        }
+        crashes = service.most_barren_crashes(STUDY)
+        spared = {worker.identity.pid for worker in service.store.workers() if crashes.get(worker.id, 0) >= 1}
         victims = [process for process in machine.workers() if process.pid not in spared]
         if not victims:
             return False
@@ -155,7 +150,8 @@ class Soak:
         stored = service.count(STUDY)
         states = Counter("failed" if run.failure else "ended" for run in service.runs(STUDY))
         lines = {
-            "time": f"{took_s / 60:.1f} min, {self._given.machines} machines of {self._given.workers} workers",
+            "time": f"{took_s / 60:.1f} min, {self._given.machines} machines of {self._given.workers} workers "
+            f"with {self._given.slots} slots",
             "happened": told(self.happened),
             "database away": f"{self.away_s:.0f} s",
             "trials": f"{self._total} of {self._total}, {told(states)}",
@@ -186,6 +182,7 @@ def main() -> int:
     parser.add_argument("--outages", type=int, default=60, help="of the database, about (60)")
     parser.add_argument("--machines", type=int, default=2, help="supervisors (2)")
     parser.add_argument("--workers", type=int, default=3, help="worker processes of each (3)")
+    parser.add_argument("--slots", type=int, default=1, help="trials that each worker trains at once (1)")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when (0)")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tuner-soak-"))

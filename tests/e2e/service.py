@@ -236,9 +236,18 @@ class Service:
     def n_ended(self, name: str) -> int:
         return sum(run.ended_at is not None for run in self.runs(name))
 
-    def held(self, name: str) -> dict[int, AttemptRow]:
+    def held(self, name: str) -> dict[int, list[AttemptRow]]:
         """The unreleased attempts, by their worker."""
-        return {a.worker_id: a for a in self.attempts(name) if a.released_at is None}
+        found: dict[int, list[AttemptRow]] = {}
+        for attempt in self.attempts(name):
+            if attempt.released_at is None:
+                found.setdefault(attempt.worker_id, []).append(attempt)
+        return found
+
+    def most_barren_crashes(self, name: str) -> dict[int, int]:
+        """Of each worker with something in hand: how often a trial of it has crashed in a row without coming on."""
+        count, study_id = self.store.barren_crashes, self.study_id(name)
+        return {worker: max(count(study_id, a.number) for a in held) for worker, held in self.held(name).items()}
 
     def wait_for_count(self, name: str, n_measurements: int) -> None:
         self.wait(lambda: self.count(name) >= n_measurements, f"{n_measurements} measurements")

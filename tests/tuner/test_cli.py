@@ -167,7 +167,7 @@ def test_flags_come_from_the_environment(tuner: Tuner, tmp_path: Path, monkeypat
     values = {
         "STUDY": "toy", "STORAGE": "sqlite:///x.db", "N_TRIALS": "7", "DATA": "d", "DEVICES": "cpu",
         "WORKERS": "3", "TIMEOUT": "9.5", "SEED": "5", "NAME": "other", "RUNS": "elsewhere",
-        "RETRY_FAILED": "1", "SET": "config.x=1;space.y={low: 0, high: 1}",
+        "RETRY_FAILED": "1", "SET": "config.x=1;space.y={low: 0, high: 1}", "SLOTS": "6",
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"TUNER_{name}", value)
@@ -176,9 +176,18 @@ def test_flags_come_from_the_environment(tuner: Tuner, tmp_path: Path, monkeypat
     assert seen == [
         RunOptions(
             "toy", 7, "other", "d", "sqlite:///x.db", "cpu", 3, 9.5, 5, True,
-            ("config.x=1", "space.y={low: 0, high: 1}"), "elsewhere",
+            ("config.x=1", "space.y={low: 0, high: 1}"), "elsewhere", 6,
         )
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "worker"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
+def test_a_number_of_slots_that_is_none_is_one_line(tuner: Tuner, tmp_path: Path, command: str, value: str) -> None:
+    code, out, err = tuner(tmp_path, command, "--study", "toy", f"--slots={value}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'--slots'" in err
+    assert f"expected auto or a number from 1, got '{value}'" in err
 
 
 def test_the_default_storage_lies_in_the_folder_of_runs(

@@ -248,6 +248,27 @@ def test_time_is_up_then_one_interrupt_stops_at_once(house: House) -> None:
     assert "(Ctrl-C to stop at once)" in said.lines[-2]  # then what it has cost
 
 
+def test_several_trials_at_once_in_a_process_that_one_of_them_kills(house: House) -> None:
+    """A real process, killed again and again: nobody but the one that kills it fails by that."""
+    spec = {
+        "config": {**SPEC["config"], "n_steps": 4}, "sampler": {"name": "random"}, "max_failures_in_a_row": 2,
+        "arms": {"one": {}, "kills": {"fault": "kill", "fault_step": 0, "fault_attempts": 2}, "two": {}},
+    }  # fmt: skip
+    said = house.again(spec, name="slots", n_trials=6, slots=3)
+    database = Database(house.url)
+    study = Study.open(database, "slots")
+    attempts = study.store.attempts(study.id)
+    runs = study.store.runs(study.id)
+    database.close()
+    assert [trial.state for trial in study.search.trials()] == ["complete"] * 6, said
+    assert {run.failure for run in runs} == {None}
+    crashed = [attempt.number for attempt in attempts if attempt.outcome == "crashed"]
+    # Each of the two killed its process twice: the first time beside others, then alone.
+    assert crashed.count(1) == crashed.count(4) == 2
+    logged = "".join(path.read_text() for path in (house.folder / "runs/slots/logs").glob("*.log"))
+    assert re.search(r"action=claim study=slots trial=2 attempt=1 .*slot=2", logged)
+
+
 def test_a_run_that_cannot_go_on_still_writes_its_results(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(coordinator.Crew):
         def see_through(self, *_: Any) -> int:

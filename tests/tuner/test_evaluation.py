@@ -426,6 +426,22 @@ def test_stopped_by_hand_it_says_so_and_goes_on_when_asked(
     assert run(searched)[1] == 0
 
 
+@pytest.mark.parametrize("slots", [3, "auto"])
+def test_its_workers_are_told_how_many_fits_to_train_at_once(
+    searched: Path, concluded: Conclusions, monkeypatch: pytest.MonkeyPatch, slots: Any
+) -> None:
+    told = []
+
+    class Told(LocalCrew):
+        def see_through(self, tick: Callable[[], None]) -> int:
+            told.append(self.options.slots)
+            return super().see_through(tick)
+
+    monkeypatch.setattr(evaluation, "local_crew", Told)
+    assert run(searched, slots=slots)[1] == 0
+    assert told == [slots]
+
+
 def test_without_devices_it_waits_for_the_service(
     searched: Path, concluded: Conclusions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

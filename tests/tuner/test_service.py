@@ -135,6 +135,15 @@ class TestSupervisor:
         assert [trial.state for trial in study.search.trials()] == ["failed"]
         database.close()
 
+    def test_its_workers_are_told_how_many_trials_to_train_at_once(
+        self, sqlite_with_tables_url: str, tmp_path: Path
+    ) -> None:
+        database = Database(sqlite_with_tables_url)
+        for slots in (4, "auto"):
+            options = service.ServiceOptions(sqlite_with_tables_url, runs=str(tmp_path / "runs"), slots=slots)
+            assert service._Supervisor(database, options, ["cpu"], print).crew()._worker.slots == slots
+        database.close()
+
     def test_who_died_before_the_start_crashed_nothing(
         self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

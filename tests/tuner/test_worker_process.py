@@ -25,7 +25,7 @@ from tests.tuner.toy_study import ROOT
 from tuner import worker_process
 from tuner.optuna_study import Search, delete_study
 from tuner.study import Study
-from tuner.worker import WorkerOptions
+from tuner.worker import DeviceFault, WorkerOptions
 from tuner.worker_process import Server, load_data, own_folder, serve
 
 TOY = {"data_hash": f"{'toy':0<16}", "source": "toy data 'toy'", "simulated": False, "files": {}}
@@ -281,6 +281,85 @@ class TestQueue:
         assert Store(database).workers()[0].ended_at is not None
 
 
+class TestSlots:
+    """Several trials at once in the service."""
+
+    def test_a_free_slot_goes_to_the_oldest_study_that_has_work(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old, new = (
+            queue(database, "old", 1),
+            queue(database, "new", 6, arms={"a": {"n_steps": 2}, "b": {"n_steps": 3}}),
+        )
+        other = old.store.register_worker(None, elsewhere(), "cpu")
+        held = old.claim(other)
+        assert held is not None
+        fit, order = ToyTrainer.fit, []
+
+        def giving_back(self: ToyTrainer, config: Any, data: Any, run: Any) -> Any:
+            which = (run.directory.parents[1].name, int(run.directory.name))
+            order.append(which)
+            for measurement in fit(self, config, data, run):
+                if which == ("new", 1) and measurement.step == 1:
+                    old.stop(held)  # now the oldest has work again
+                yield measurement
+
+        monkeypatch.setattr(ToyTrainer, "fit", giving_back)
+        monkeypatch.setattr("tuner.worker.LOOK_AGAIN_S", 0.0)
+        Service(database, options(tmp_path, slots=2)).run(lambda: True, monkeypatch)
+        assert (states(old), states(new)) == ({"complete": 1}, {"complete": 6})
+        # What was under way was finished, nothing more of it begun.
+        assert order == [("new", 0), ("new", 1), ("old", 0), ("new", 2), ("new", 3), ("new", 4), ("new", 5)]
+
+    @pytest.mark.parametrize(("mode", "left"), [("drain", "complete"), ("now", "waiting")])
+    def test_of_a_study_that_is_stopped_nothing_more_is_begun(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, left: str
+    ) -> None:
+        study = queue(database, "toy", 9, pruner={"name": "none"})
+        fit = ToyTrainer.fit
+
+        def stopping(self: ToyTrainer, config: Any, data: Any, run: Any) -> Any:
+            for measurement in fit(self, config, data, run):
+                if measurement.step == 1:
+                    study.store.stop_study(study.id, mode)
+                yield measurement
+
+        monkeypatch.setattr(ToyTrainer, "fit", stopping)
+        Service(database, options(tmp_path, slots=3)).run(lambda: True, monkeypatch)
+        assert states(study) == {left: 3}
+
+    def test_a_bad_study_that_is_older_is_in_nobodys_way(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        newer, good = queue(database, "newer"), queue(database, "good", 5)
+        newer.store.update_study(newer.id, '{"unheard": 1}', "99.0", json.dumps(TOY))
+        monkeypatch.setattr(worker_process, "REFUSED_STUDY_S", 0.0)
+        Service(database, options(tmp_path, slots=2)).run(lambda: True, monkeypatch)
+        assert states(good) == {"complete": 5}
+
+    @pytest.mark.parametrize(("slots", "signs_off"), [(1, True), (2, False)])
+    def test_who_leaves_trials_to_the_death_of_the_process_does_not_sign_off(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, signs_off: bool
+    ) -> None:
+        """Else they would count as given back and not as crashed, and nobody would ever find out whose it was."""
+        study = queue(database, "toy", 4)
+
+        def broken(self: ToyTrainer, fits: Any) -> list[Any]:
+            return [RuntimeError("CUDA error: an illegal memory access was encountered") for _ in fits]
+
+        monkeypatch.setattr(ToyTrainer, "advance", broken)
+        with pytest.raises(DeviceFault) as caught:
+            Service(database, options(tmp_path, slots=slots)).run(lambda: True, monkeypatch)
+        assert caught.value.shared is not signs_off
+        (worker,) = Store(database).workers()
+        assert (worker.ended_at is not None) is signs_off
+        assert states(study) == ({"failed": 1} if signs_off else {"running": 2})
+        if not signs_off:  # its process is gone
+            monkeypatch.setattr("storage.workers.is_dead", lambda _owner: True)
+            study.recover(crashed=True)
+            assert {attempt.outcome for attempt in study.store.attempts(study.id)} == {"crashed"}
+
+
 class TestFolder:
     def test_checkpoints_of_a_deleted_study_are_not_lent_to_the_next_one_of_its_name(
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -401,7 +480,7 @@ class TestData:
 
 
 def test_options_survive_the_way_to_the_process(tmp_path: Path) -> None:
-    given = options(tmp_path, studies=("a", "b"), roots=("/x",), artifacts="file:///y", outage_s=1.5)
+    given = options(tmp_path, studies=("a", "b"), roots=("/x",), artifacts="file:///y", outage_s=1.5, slots=3)
     assert WorkerOptions.from_json(json.dumps(dataclasses.asdict(given))) == given
 
 
