@@ -89,6 +89,20 @@ def test_rows_and_units_have_no_structure_together():
     assert float(largest) == pytest.approx(1.0, abs=0.05)  # of independent entries: Bai and Yin 1993
 
 
+def test_rows_whose_numbers_are_equally_far_apart_do_not_go_together():
+    """Without the last permutation four such rows would have one of three masks in common with the fourth."""
+    draws = made([8], [256], 3000)
+    a = draws.rows[0, :, 0].long()
+    first, second = torch.triu_indices(len(a), len(a), 1)
+    apart, order = ((a[first] - a[second]) & 0xFFFFFFFF).sort()
+    at = (apart[1:] == apart[:-1]).nonzero().flatten()
+    same = torch.stack([order[at], order[at + 1]], 1)
+    assert len(same) > 500
+    masks = torch.where(drawn(draws, 0, 0, 3000)[0] >= 0, 1.0, -1.0)
+    one, other = (masks[first[same[:, i]]] * masks[second[same[:, i]]] for i in (0, 1))
+    assert z_score(one * other) < 4.5
+
+
 def test_the_counts_of_rows_and_units_vary_as_those_of_independent_draws():
     one = kept(0.3)
     assert float(one.mean(0).var() * N_ROWS) == pytest.approx(1.0, abs=0.5)

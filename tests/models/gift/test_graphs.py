@@ -281,6 +281,17 @@ def test_a_slot_replayed_depends_on_no_neighbour(data, tmp_path, log):
     assert numbers(trained(array_of(data), [*others, given], 4)[2]) == numbers(alone)
 
 
+def test_the_first_dropout_in_an_array_is_not_overlooked(data, tmp_path, log):
+    every = array_trials()
+    alone = trained(array_of(data), [Training(every[0], data, run_in(tmp_path / "alone"), "graph")], 2)[0]
+    array = array_of(data)
+    trained(array, [Training(every[1], data, run_in(tmp_path / "none"), "graph")], 4)
+    assert array.launcher.n_captured > 0
+    among = Training(every[0], data, run_in(tmp_path / "among"), "graph")
+    slot = array.join(among)
+    assert numbers([array.epoch([0, slot])[slot] for _ in range(2)]) == numbers(alone)
+
+
 def test_graphs_of_a_training_hold_after_a_stay_in_an_array(data, tmp_path, log, monkeypatch):
     def course(folder: Path) -> list[Measurement]:
         training = Training(array_trials()[0], data, run_in(folder), "graph")
