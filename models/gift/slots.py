@@ -102,7 +102,8 @@ def measure(
 ) -> list[SlotCost]:
     """The cost of 1, 2, 4, ... and `most` trials at once.
 
-    Ends before what would take more than four fifths of the free memory, and after what gains less than a tenth.
+    Ends before what would take more than four fifths of the free memory, and after a doubling, from two on,
+    that gains less than a tenth.
 
     Raises:
         torch.OutOfMemoryError: there is no memory for one.
@@ -129,7 +130,8 @@ def measure(
         peak = None if peak is None else peak + n * hidden
         if costs and not _fits_in(peak, meter):
             return costs
-        gains = not costs or step_s <= (1.0 - _TOLERANCE) * costs[-1].step_s
+        # from one alone to an array of two there may be no gain, and yet one from two to four
+        gains = len(costs) < 2 or step_s <= (1.0 - _TOLERANCE) * costs[-1].step_s
         costs.append(SlotCost(n, step_s, peak))
         more = min(2 * n, most)
         if n == most or not gains or not _fits_in(None if peak is None else peak * more // n, meter):

@@ -100,6 +100,10 @@ def test_doubling_ends_where_it_gains_less_than_a_tenth(data, scripted):
     assert all(cost.memory_bytes is None for cost in costs)
     costs = measure(CONFIG, data, "cpu", 32, scripted(lambda n: 0.1 + 0.3 * n))
     assert [c.step_s * n_steps for c in costs] == pytest.approx([0.4, 0.35, 0.325])
+    costs = measure(CONFIG, data, "cpu", 32, scripted(lambda n: 1.0 if n == 1 else 1.6 + 0.2 * n))
+    assert of(costs) == [1, 2, 4, 8, 16, 32]  # an array of two is no faster than one alone, one of four is
+    assert best(costs) == 32
+    assert of(measure(CONFIG, data, "cpu", 32, scripted(lambda n: float(n)))) == [1, 2, 4]
     assert of(measure(CONFIG, data, "cpu", 3, scripted(lambda n: 1.0))) == [1, 2, 3]
     assert of(measure(CONFIG, data, "cpu", 1, scripted(lambda n: 1.0))) == [1]
 
