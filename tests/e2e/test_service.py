@@ -59,24 +59,22 @@ def test_fifty_workers_killed_while_100_trials_run(service: Service) -> None:
     assert set(outcomes) == {"complete", "crashed"}
 
 
-def test_workers_with_several_slots_killed_while_60_trials_run(service: Service) -> None:
-    service.submit("killed", 60, config={"x": 0.5, "y": 0.5, "n_steps": 8, "step_s": 0.03})
-    machines = [service.machine("one"), service.machine("two")]
-    for machine in machines:
-        machine.start(1, "--slots", "4")
+def test_workers_with_several_slots_killed_while_40_trials_run(service: Service) -> None:
+    service.submit("killed", 40, config={"x": 0.5, "y": 0.5, "n_steps": 8, "step_s": 0.03})
+    machine = service.machine("one")
+    machine.start(2, "--slots", "4")
     service.wait(lambda: any(len(held) == 4 for held in service.held("killed").values()), "four trials of a worker")
     chance = random.Random(1)
-    for _ in range(10):
+    for _ in range(8):
         service.wait_for_count("killed", service.count("killed") + 3)
         time.sleep(chance.uniform(0.0, 0.2))
         kill_a_holder(service, chance)
-    service.wait_for_end("killed", 60)
-    for machine in machines:
-        machine.stop()
-    service.check_whole("killed", 60)
+    service.wait_for_end("killed", 40)
+    machine.stop()
+    service.check_whole("killed", 40)
     outcomes = Counter(attempt.outcome for attempt in service.attempts("killed"))
-    assert outcomes["complete"] == 60
-    assert 10 <= outcomes["crashed"] <= 40
+    assert outcomes["complete"] == 40
+    assert 8 < outcomes["crashed"] <= 32  # several at once
     assert set(outcomes) == {"complete", "crashed"}
 
 
@@ -86,8 +84,7 @@ def kill_a_holder(service: Service, chance: random.Random) -> None:
     def victims() -> list[int]:
         crashes = service.most_barren_crashes("killed")
         pids = {worker.identity.pid for worker in service.store.workers() if crashes.get(worker.id, 2) < 2}
-        there = {process.pid for machine in service.machines for process in machine.workers()}
-        return sorted(pids & there)
+        return sorted(pids & {process.pid for process in service.machines[0].workers()})
 
     pids = service.wait(victims, "a worker that holds a trial")
     psutil.Process(chance.choice(pids)).kill()
