@@ -1,11 +1,12 @@
 """What a training step costs on this device in every way of taking it, beside what the hardware allows.
 
-    python -m benchmarks.gpu [--device cuda] [--slots 4,8,16,32] [--streams 4,8] [--parts steps,study]
+    python -m benchmarks.gpu [--device cuda:0] [--slots 4,8,16,32] [--streams 4,8] [--parts steps,study]
 
 Steps: microseconds a trial-step (one step of one model) of the network 70-256-128-64 with four heads, in batches of
 4096 of the synthetic rows of `benchmarks/epoch.py`: the usual script with a DataLoader, the gift trainer alone,
 several as one array, several each on a stream of its own. Medians of alternating rounds; on CUDA by its events, on
 the CPU by the process time of one thread. The steps at which tasks' gradients are compared (1 in 100) are left out.
+Peak: of memory while a way was made and first used; first use: its wall time beyond a later one's (compiling, say).
 
 The floor is the larger of two times: the operations that a step cannot do without at the rate of a large matrix
 product, and the bytes that it cannot do without at the rate of a large copy, both measured in the same run.
@@ -17,6 +18,7 @@ time went.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -53,7 +55,7 @@ class Device:
     """Clock and memory of one device."""
 
     def __init__(self, name: str) -> None:
-        self.torch = torch.device(name)
+        self.torch = torch.device("cuda:0" if name == "cuda" else name)
         self.is_cuda = self.torch.type == "cuda"
 
     @property
@@ -102,6 +104,7 @@ class Device:
             self.synchronize()
             found.append(torch.cuda.max_memory_reserved(self.torch) - before)
             return
+        ctypes.CDLL(None).malloc_trim(0)  # what others have freed is not in use
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _resident("VmRSS")
         yield found
@@ -334,6 +337,7 @@ def measure(ways: Sequence[Way], device: Device, n_steps: int, n_rounds: int) ->
         device.synchronize()
         way.first_s = max(0.0, first_s - (time.monotonic() - began))
         works.append(work)
+        print(f"# {way.what}, {way.launch}, {way.n_models}: ready after {first_s:.1f} s", file=sys.stderr)
     for i in range(n_rounds):
         for way, work in list(zip(ways, works, strict=True))[:: -1 if i % 2 else 1]:
             way.step_us.append(1e6 * device.seconds(work) / (n_steps * way.n_models))

@@ -245,3 +245,17 @@ def test_memory_is_what_was_held_at_once() -> None:
         for _ in range(3):
             torch.ones(8_000_000)
     assert 30e6 < peak[0] < 70e6
+
+
+def test_with_graphs_every_row_is_measured_and_the_criterion_decided(
+    small: gpu.Ways, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu.Device, "takes", lambda *_: True)  # `small` stands in for CUDA's graphs
+    monkeypatch.setattr(gpu.Ceilings, "measured", lambda _: gpu.Ceilings(1e12, 1e11))
+    given = Namespace(batch=64, steps=5, rounds=1, slots=[16], streams=[2], launches=gpu.LAUNCHES)
+    gpu.steps(given, gpu.Device("cpu"))
+    output = capsys.readouterr().out
+    rows = cells(output)[1:]
+    assert len(rows) == 1 + 4 + 4 + 1
+    assert all(float(row[3].replace(",", "")) > 0 for row in rows)
+    assert re.search(r"[\d.]+ x, (NOT )?met", output)
