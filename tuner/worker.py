@@ -322,6 +322,8 @@ class Worker:
         default, _ = spec.space.for_arm(spec.config, next(iter(spec.arms.values())))
         try:
             found = self.trainer.slots(self.trainer.Config.model_validate(default), self.data, device, most)
+            if not 1 <= found <= most:
+                raise ValueError(f"{found} of at most {most}")
         except (DiskError, StorageError):
             raise
         except Exception as error:

@@ -229,6 +229,17 @@ def test_workers_say_what_they_do(done: StudySummary) -> None:
     assert all(word in line for word, line in zip(said, lines, strict=True))
 
 
+def test_a_worker_tells_of_all_that_it_has_in_hand(done: StudySummary) -> None:
+    busy = running(done)
+    one = replace(busy.trials[-2], state="running", value=None, last_step=1)
+    attempts = [AttemptRow(one.number, 1, 77, 0.0, None, None), busy.attempts[-1]]
+    several = replace(busy, trials=[*busy.trials[:-2], one, busy.trials[-1]], attempts=attempts)
+    assert "trial 4, step 1; trial 5, step 3" in drawn(display.workers_table(several))
+    gone = replace(several, workers=[replace(w, ended_at=None, identity=replace(w.identity, process_start=1))
+                                     for w in several.workers])  # fmt: skip
+    assert "gone (held trials 4, 5; the next run goes on with them)" in drawn(display.workers_table(gone))
+
+
 def test_nothing_is_cut_off_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     formats.print_table("t", ["a", "b"], [["x" * 150, "y" * 150]], "table")
     assert f"{'x' * 150}  {'y' * 150}" in capsys.readouterr().out

@@ -628,7 +628,7 @@ class Asked(Rounds):
         self.asked.append((config, data.manifest.source, run_device, most))
         if isinstance(self.answer, Exception):
             raise self.answer
-        return min(self.answer, most)
+        return self.answer
 
 
 class TestAuto:
@@ -671,7 +671,7 @@ class TestAuto:
         assert trainer.asked[0][-1] == most
 
     def test_of_what_is_left(self, database: Database, tmp_path: Path) -> None:
-        study, trainer = make_study(database, make_spec(n_trials=6, **RANDOM)), Asked()
+        study, trainer = make_study(database, make_spec(n_trials=6, **RANDOM)), Asked(2)
         worker = make_worker(study, tmp_path, Rounds(lambda n, _step: worker.stop.set() if n == 4 else None), 1)
         worker.serve()
         assert states(study) == ["complete"] * 4 + ["waiting"]
@@ -691,6 +691,9 @@ class TestAuto:
             InputError, match=r"^--slots auto: expected .* cuda:0 .* got ValueError: no idea; name a number$"
         ):
             self.worker(study, tmp_path, Asked(ValueError("no idea")), "cuda:0").serve()
+        for wrong in (0, 5):
+            with pytest.raises(InputError, match=f"got ValueError: {wrong} of at most 4; name a number"):
+                self.worker(study, tmp_path, Asked(wrong), "cuda:0").serve()
         with pytest.raises(DeviceFault, match="device-side"):
             self.worker(study, tmp_path, Asked(RuntimeError(BROKEN)), "cuda:0").serve()
         assert states(study) == []  # no trial was begun for it

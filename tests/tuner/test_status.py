@@ -51,6 +51,21 @@ def test_workers_and_what_they_hold(database: Database) -> None:
     assert 0 <= found[idle].row.age_s < 60
 
 
+def test_a_worker_with_several_trials_has_a_line_for_each(sqlite: Database) -> None:
+    study = make(sqlite, n_trials=4)
+    study.store.queue_study(study.id)
+    worker = new_worker(study)
+    begin(study, worker, n_steps=3)
+    assert study.claim(worker, in_hand=[0]) is not None
+    found = status.read(sqlite)
+    assert (the(study).running, the(study).waiting) == (2, 0)
+    (told,) = (w["holdings"] for w in status.as_json(found)["workers"] if w["worker"] == worker)
+    assert [(held["trial"], held["step"]) for held in told] == [(0, 2), (1, None)]
+    (shown,) = (w for w in found.workers if w.row.id == worker)
+    lines = status._worker_lines(shown, found.now)
+    assert [(line["worker"], line["trial"], line["step"]) for line in lines] == [(worker, 0, 2), (worker, 1, None)]
+
+
 def test_a_lease_of_another_host_runs_out(sqlite: Database) -> None:
     study = make(sqlite)
     worker = new_worker(study, elsewhere())
