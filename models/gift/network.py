@@ -22,8 +22,8 @@ _GLOBAL_GENERATOR = threading.Lock()
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with torch's global CPU generator seeded, and put its state back afterwards.
 
-    For code of others that draws from the global generator (initialisers, PCGrad's order). Blocks of
-    several threads exclude each other, so that concurrent fits do not draw each other's numbers.
+    For code of others that draws from the global generator, as initialisers do. Blocks of several threads exclude
+    each other, so that concurrent fits do not draw each other's numbers.
     """
     with _GLOBAL_GENERATOR:
         state = torch.default_generator.get_state()
