@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -421,6 +422,7 @@ LAUNCHES = ("eager", "graph", "compiled", "compiled-graph")
 def steps(arguments: argparse.Namespace, device: Device) -> None:
     """Measure every way of taking a step and print the table."""
     torch._dynamo.config.recompile_limit = 64  # each number of models is one
+    torch._inductor.config.force_disable_caches = True  # what an earlier run has compiled is no measure
     data = epoch.synthetic(arguments.steps * arguments.batch)
     ceilings, work = Ceilings.measured(device), Work.of_step(arguments.batch)
     flops_us, bytes_us = (1e6 * s for s in work.floor_s(ceilings))
