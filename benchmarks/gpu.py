@@ -421,8 +421,6 @@ LAUNCHES = ("eager", "graph", "compiled", "compiled-graph")
 
 def steps(arguments: argparse.Namespace, device: Device) -> None:
     """Measure every way of taking a step and print the table."""
-    torch._dynamo.config.recompile_limit = 64  # each number of models is one
-    torch._inductor.config.force_disable_caches = True  # what an earlier run has compiled is no measure
     data = epoch.synthetic(arguments.steps * arguments.batch)
     ceilings, work = Ceilings.measured(device), Work.of_step(arguments.batch)
     flops_us, bytes_us = (1e6 * s for s in work.floor_s(ceilings))
@@ -471,6 +469,8 @@ def main() -> None:
             setattr(arguments, name, on_cuda if device.is_cuda else on_cpu)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    torch._dynamo.config.recompile_limit = 64  # each number of models is one
+    torch._inductor.config.force_disable_caches = True  # what an earlier run has compiled is no measure
     print(f"{device.name}; {date.today()}; torch {torch.__version__}; clock: {device.clock}")
     if "steps" in arguments.parts:
         steps(arguments, device)
