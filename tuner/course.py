@@ -110,19 +110,24 @@ class Course:
     def _run(self) -> Steps[None]:
         claim = self.claim
         log.info("trial claimed", extra={"action": "claim", "arm": claim.arm})
-        outcome, failure = "stopped", None
+        outcome, failure, error = "stopped", None, None
         try:
             outcome, failure = yield from self._train()
             if outcome != "stopped":
                 yield from self._patiently(lambda: self._study.end(claim, outcome, failure), "end")
         except Leave:
             outcome = "stopped"
-        except (DiskError, ArtifactError):
+        except (DiskError, ArtifactError) as met:
             # No fault of the trial: whoever takes it next goes on from its checkpoint.
-            yield from self._patiently(lambda: self._study.stop(claim), "stop")
-            raise
+            outcome, error = "stopped", met
         if outcome == "stopped":
-            yield from self._patiently(lambda: self._study.stop(claim), "stop")
+            try:
+                yield from self._patiently(lambda: self._study.stop(claim), "stop")
+            except Leave:  # now then, as nobody trains any more; the worker has another reason to end
+                error = None
+                yield from self._patiently(lambda: self._study.stop(claim), "stop")
+        if error is not None:
+            raise error
         log.info("trial left", extra={"action": "release", "outcome": outcome})
 
     def _train(self) -> Steps[tuple[str, str | None]]:

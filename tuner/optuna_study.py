@@ -311,7 +311,6 @@ class _SeededSampler(optuna.samplers.BaseSampler):
         self._spec = spec
         self._seed = seed
         self._n_arms = n_arms
-        self._inner = _build_sampler(spec, seed)
         # Asked for the space alone, which no seed changes: it remembers the trials that it has looked at.
         self._surveyor = _build_sampler(spec, seed)
         self.defaults: dict[str, Any] = {}
@@ -319,11 +318,6 @@ class _SeededSampler(optuna.samplers.BaseSampler):
     def _seeded(self, *key: int) -> optuna.samplers.BaseSampler:
         entropy = np.random.SeedSequence([self._seed, *key])
         return _build_sampler(self._spec, int(entropy.generate_state(1)[0]))
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.defaults = {}
-        self._inner = self._seeded(trial.number)
-        self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         if trial.number < self._n_arms:
@@ -342,7 +336,7 @@ class _SeededSampler(optuna.samplers.BaseSampler):
         if parts:
             stored = json.loads("".join(part for _, part in parts))
             return {name: value for name, value in stored.items() if name in search_space}
-        return self._inner.sample_relative(study, trial, search_space)
+        return self._seeded(trial.number).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
@@ -352,10 +346,6 @@ class _SeededSampler(optuna.samplers.BaseSampler):
         # Own seed per parameter: a trial killed between two suggestions goes on with the same values.
         sampler = self._seeded(trial.number, *param_name.encode())
         return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        if self._spec.name != "cmaes":  # which would only warn, for every trial, that it ignores the constraint
-            self._inner.after_trial(study, trial, state, values)
 
 
 class _ArmStorage:

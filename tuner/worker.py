@@ -126,7 +126,7 @@ class Worker:
         self.fit_s = 0.0  # time spent inside the trainer, for the share of everything else
         self.outage, self.store_outage = Outage(), Outage()  # of the database, of the artifact store
         self._courses: dict[int, Course] = {}  # the trials in hand, by slot
-        self._counted = False  # whether the number of slots is settled
+        self._most = 0  # of how many the number of slots was chosen
         self._leaving = False
         self._look_again = 0.0
 
@@ -159,8 +159,7 @@ class Worker:
         Raises:
             As `serve`. What is in hand then is put back in the queue, at its newest checkpoint.
         """
-        if not self._counted:
-            self.n_slots, self._counted = self._choose_slots(), True
+        self._choose_slots()
         self._look_again = 0.0
         try:
             taken = self._fill(lambda: True)
@@ -308,17 +307,21 @@ class Worker:
 
     # --- how many ----------------------------------------------------------------------------------------------
 
-    def _choose_slots(self) -> int:
-        """As many as asked for; else as many as the trainer finds best here, of what is sensible for the search."""
+    def _choose_slots(self) -> None:
+        """As many as asked for; else as many as the trainer finds best here, of what is sensible for the search.
+        It is asked again when all of few trials were best, and there are more now."""
         asked, device, study = self.options.slots, self.options.torch_device, self.study
         if asked != AUTO or device == "cpu":
-            return 1 if asked == AUTO else asked
+            self.n_slots = 1 if asked == AUTO else asked
+            return
         spec = study.spec
+        cap = MOST_LEARNING_SLOTS if spec.sampler.name in LEARNING_SAMPLERS else MOST_SLOTS
+        if self._most == cap or self.n_slots < self._most:
+            return
         progress = next(iter(self._patiently(lambda: study.store.progress(study.id), "count")), None)
-        left = 1 if progress is None else progress.row.total - progress.n_ended
-        most = min(left, MOST_LEARNING_SLOTS if spec.sampler.name in LEARNING_SAMPLERS else MOST_SLOTS)
-        if most <= 1:
-            return 1
+        most = min(cap, 1 if progress is None else progress.row.total - progress.n_ended)
+        if most <= max(self._most, 1):
+            return
         default, _ = spec.space.for_arm(spec.config, next(iter(spec.arms.values())))
         try:
             found = self.trainer.slots(self.trainer.Config.model_validate(default), self.data, device, most)
@@ -338,7 +341,7 @@ class Worker:
             "%d trials at once", found,
             extra={"action": "slots", "study": study.name, "slots": found, "most": most, "device": device},
         )  # fmt: skip
-        return found
+        self.n_slots, self._most = found, most
 
     def _patiently(self, call: Callable[[], Any], what: str) -> Any:
         return retry(call, self.options.outage_s, what)

@@ -141,8 +141,8 @@ class Server:
         """Whether the open study is still what would be served next, now that it leaves a slot free. Asked while
         others of its trials train: raises DatabaseUnavailable at once."""
         for row in self._served(self._store.queued_studies()):
-            if self._is_open(row):
-                return True
+            if self._row is not None and row.id == self._row.id:
+                return self._is_open(row)  # a changed specification waits for what is in hand
             # What is wrong with another study is told in its turn.
             try:
                 if self._has_work(row, 0.0):

@@ -89,6 +89,20 @@ class TestSampling:
         assert self.params(sqlite, spec, "killed", n, killed=(1, 3, n - 2, n - 1)) == whole
         assert len({params["x"] for params in whole}) > n / 2
 
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    def test_a_trial_that_is_asked_for_in_between_changes_nothing(self, sqlite: Database, sampler: str) -> None:
+        """A worker with several slots may have to wait for the database between asking and suggesting."""
+        spec = make_spec(sampler={"name": sampler, "n_startup_trials": 3})
+        found = []
+        for name in ("at once", "late"):
+            self.params(sqlite, spec, name, 6)
+            search = Search(sqlite, spec, name)
+            trial = search.ask()
+            if name == "late":
+                search.ask()
+            found.append(configs(spec, search, trial))
+        assert found[0] == found[1]
+
     def test_the_seed_decides(self, sqlite: Database) -> None:
         a, b = (self.params(sqlite, make_spec(seed=seed), str(seed), 5) for seed in (1, 2))
         assert a[:2] == b[:2]  # the defaults

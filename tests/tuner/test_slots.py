@@ -367,6 +367,32 @@ class TestLeaving:
         assert {outcome for _, _, outcome in attempts(study)} == {"stopped"}
         self.resumed(study, tmp_path, trainer)
 
+    def test_one_that_waits_to_be_put_back_is_put_back_with_the_others(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While the database is away one cannot be given back; before it is, the fault of another one ends the
+        worker, and is what is told."""
+
+        def before(number: int, step: int) -> None:
+            if (number, step) in ((0, 1), (1, 2)):
+                raise DiskError(errno.ENOSPC, f"trial {number}: cannot write")
+
+        study, away = make_study(database, make_spec(n_trials=3, **RANDOM)), iter([True])
+        stop = Study.stop
+
+        def refusing(self: Study, claim: Any) -> None:
+            if next(away, False):
+                raise DatabaseUnavailable("away")
+            stop(self, claim)
+
+        monkeypatch.setattr(Study, "stop", refusing)
+        monkeypatch.setattr("tuner.course.FIRST_DELAY_S", 60.0)
+        trainer = Rounds(before)
+        with pytest.raises(DiskError, match="trial 1: cannot write"):
+            make_worker(study, tmp_path, trainer, 2).serve()
+        assert attempts(study) == [(number, 1, "stopped") for number in range(2)]
+        self.resumed(study, tmp_path, trainer)
+
     def test_too_many_failures(self, database: Database, tmp_path: Path) -> None:
         def before(number: int, _step: int) -> None:
             if number > 0:
@@ -678,6 +704,21 @@ class TestAuto:
         self.worker(reopened(study), tmp_path, trainer, "cuda:0").serve()
         assert trainer.asked[0][-1] == 2
         assert states(study) == ["complete"] * 6
+
+    def test_more_trials_than_there_were_may_mean_more_slots(self, database: Database, tmp_path: Path) -> None:
+        spec = make_spec(n_trials=1, **{**PLAIN, "sampler": {"name": "tpe"}})
+        study, trainer = make_study(database, spec), Asked(2)
+        worker = self.worker(study, tmp_path, trainer, "cuda:0")
+        asked, slots = [], []
+        for total, answer in ((1, 2), (3, 2), (5, 2), (14, 4), (27, 8)):
+            study.store.start_study(study.id, total, 0)
+            trainer.answer = answer
+            worker.serve()
+            asked.append([most for *_, most in trainer.asked])
+            slots.append(worker.n_slots)
+        assert asked == [[], [2], [2], [2, 8], [2, 8]]
+        assert slots == [1, 2, 2, 4, 4]
+        assert states(study) == ["complete"] * 27
 
     def test_a_number_is_taken_at_its_word(self, database: Database, tmp_path: Path) -> None:
         study, trainer = make_study(database, make_spec(n_trials=4, **RANDOM)), Asked()

@@ -337,6 +337,28 @@ class TestSlots:
         Service(database, options(tmp_path, slots=2)).run(lambda: True, monkeypatch)
         assert states(good) == {"complete": 5}
 
+    def test_a_changed_specification_takes_nothing_away_from_who_trains(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is in hand is seen to its end; what follows is begun by the new one."""
+        study = queue(database, "toy", 6, arms={"a": {"n_steps": 6}, "b": {"n_steps": 2}}, pruner={"name": "none"})
+        fit = ToyTrainer.fit
+
+        def changing(self: ToyTrainer, config: Any, data: Any, run: Any) -> Any:
+            for measurement in fit(self, config, data, run):
+                if (int(run.directory.name), measurement.step) == (0, 1):
+                    spec = study.spec.model_copy(update={"max_failures_in_a_row": 5})
+                    study.store.update_study(study.id, spec.to_json(), "0.1.0", json.dumps(TOY))
+                yield measurement
+
+        monkeypatch.setattr(ToyTrainer, "fit", changing)
+        monkeypatch.setattr("tuner.worker.LOOK_AGAIN_S", 0.0)
+        Service(database, options(tmp_path, slots=2)).run(lambda: True, monkeypatch)
+        assert states(study) == {"complete": 6}
+        assert [(a.number, a.attempt, a.outcome) for a in study.store.attempts(study.id)] == [
+            (number, 1, "complete") for number in range(6)
+        ]
+
     @pytest.mark.parametrize(("slots", "signs_off"), [(1, True), (2, False)])
     def test_who_leaves_trials_to_the_death_of_the_process_does_not_sign_off(
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, signs_off: bool
