@@ -157,11 +157,7 @@ class Training:
     def epoch(self) -> Measurement:
         """Train and validate one epoch; on return its checkpoint is durable."""
         start = time.monotonic()
-        return self.end_epoch(self._train(), start)
-
-    def end_epoch(self, trained: Mapping[str, float], start: float) -> Measurement:
-        """`measure_epoch`, then `save_epoch`."""
-        return self.save_epoch(self.measure_epoch(trained, start))
+        return self.save_epoch(self.measure_epoch(self._train(), start))
 
     def measure_epoch(self, trained: Mapping[str, float], start: float) -> Measured:
         """Validate an epoch that began at `start` (`time.monotonic`), its steps measured by `trained`. Before the
@@ -335,22 +331,3 @@ def _goes_on(i: int, steps: Iterator[None], failed: dict[int, Exception]) -> boo
         failed[i] = error
         return False
     return True
-
-
-def epochs(trainings: Sequence[Training]) -> list[Measurement | Exception]:
-    """`Training.epoch` of each of several trainings of one device, or what it failed with: the others go on."""
-    found: list[Measurement | Exception] = []
-    for training, measured in zip(trainings, measured_epochs(trainings), strict=True):
-        try:
-            found.append(measured if isinstance(measured, Exception) else training.save_epoch(measured))
-        except Exception as error:  # its disk is full, say
-            found.append(error)
-    return found
-
-
-def fit(config: GiftConfig, data: GiftDataset, run: Run) -> Iterator[Measurement]:
-    """See `GiftTrainer.fit`."""
-    training = Training(config, data, run)
-    yield from checkpoints.resumed(run, training.restore)
-    while not training.finished:
-        yield training.epoch()

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+
+from models.trainer import InputError
 
 WARM_STEPS = 2  # of each kind, taken one by one before it is captured: they make what is made but once
 
@@ -28,8 +32,17 @@ Kind = tuple[Hashable, ...]
 
 
 def launch_of(device: torch.device) -> Launch:
-    """How steps are launched on a device unless something else is asked for."""
-    return "graph" if device.type == "cuda" else "eager"
+    """How steps are launched on a device where the caller does not say: as TUNER_LAUNCH says, else as is best.
+
+    Raises InputError where that is no way, or none on this device.
+    """
+    best: Launch = "graph" if device.type == "cuda" else "eager"
+    asked = os.environ.get("TUNER_LAUNCH", best)
+    if asked not in get_args(Launch):
+        raise InputError(f"TUNER_LAUNCH: expected eager or graph, got {asked!r}; unset it for what is best")
+    if asked == "graph" and device.type != "cuda":
+        raise InputError(f"TUNER_LAUNCH: expected eager on {device}, which has no graphs, got graph; unset it")
+    return asked
 
 
 def in_graphs(device: torch.device, launch: Launch) -> bool:
@@ -135,11 +148,38 @@ class StepGraphs:
         self._at += self._on[self._row_of[size]]
 
 
+class _Line:
+    """A stream, and every graph that was captured in it.
+
+    With a graph torch 2.13 frees what cuBLAS works in on that stream, and all others of the stream would go on
+    writing there. So they end together.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+
+_LINES: WeakValueDictionary[tuple[int, int], _Line] = WeakValueDictionary()  # in use, by device and stream
+_STREAMS = 32  # of a device: torch hands them out in turn, over and over
+
+
+def _line(device: torch.device) -> _Line:
+    """A line that nobody is in, if there is one."""
+    for _ in range(_STREAMS):
+        stream = torch.cuda.Stream(device)
+        key = stream.device_index, stream.stream_id
+        if key not in _LINES:
+            break
+    return _LINES.setdefault(key, _Line(stream))
+
+
 class CudaStream(contextlib.AbstractContextManager):
     """A stream of its own to take steps in, as a context, and to capture them."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device, self._line = device, _line(device)
+        self.stream = self._line.stream
         self._pool: Any = None  # one memory for all graphs: a step leaves nothing there for another
         self._context: Any = None
 
@@ -163,12 +203,13 @@ class CudaStream(contextlib.AbstractContextManager):
 
         Raises RuntimeError where something in it cannot be captured, as a read by the host.
         """
+        torch.cuda.empty_cache()  # what eager steps have left behind no graph can use, nor let go of
         graph = torch.cuda.CUDAGraph()
         collects = gc.isenabled()
         gc.disable()  # what it frees on the device must not become part of the graph
         try:
             # other threads, that write checkpoints, say, may go on meanwhile
-            graph.capture_begin(*(() if self._pool is None else (self._pool,)), capture_error_mode="thread_local")
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 work()
             except BaseException:
@@ -182,9 +223,13 @@ class CudaStream(contextlib.AbstractContextManager):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if "captur" in reason:  # the device itself has not failed, as "CUDA error" would say
                 reason = reason.removeprefix("CUDA error: ")
-            raise RuntimeError(f"a training step cannot be captured as a CUDA graph: {reason}") from error
+            raise RuntimeError(
+                f"a training step cannot be captured as a CUDA graph: {reason}; "
+                "set TUNER_LAUNCH=eager to train without graphs"
+            ) from error
         finally:
             if collects:
                 gc.enable()
         self._pool = graph.pool()
+        self._line.graphs.append(graph)
         return graph.replay

@@ -17,6 +17,7 @@ from models.gift import graphs
 from models.gift.array import Bucket, GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
 from models.gift.fit import Training
+from models.gift.fits import Fit
 from models.gift.graphs import Launch
 from models.gift.network import Dropout
 from models.gift.tensors import on_device
@@ -157,16 +158,16 @@ def test_in_float64_every_slot_equals_its_solo_run(double, tmp_path, monkeypatch
 def test_a_checkpoint_of_an_array_resumes_alone_and_the_other_way_round(double, tmp_path, norm):
     given = list(zip(trials(norm), SEEDS, strict=True))
     for i, (c, s) in enumerate(given):
-        whole = list(fitting.fit(c, double, run_in(tmp_path / f"whole{i}", s)))
+        whole = list(Fit(c, double, run_in(tmp_path / f"whole{i}", s)))
         first, second = (run_in(tmp_path / f"parts{i}", s, attempt) for attempt in (1, 2))
         others = [Training(trials(norm)[3 - i], double, run_in(tmp_path / f"others{i}", 5))]
         if i % 2:  # two epochs in an array, then alone
             array = array_of(double, 2, norm)
             slots = [array.join(t) for t in (*others, Training(c, double, first))]
             parts = [array.epoch(slots)[1], array.epoch(slots)[1]]
-            parts += list(fitting.fit(c, double, second))[1:]
+            parts += list(Fit(c, double, second))[1:]
         else:
-            alone = fitting.fit(c, double, first)
+            alone = Fit(c, double, first)
             parts = [next(alone), next(alone)]
             alone.close()
             training = Training(c, double, second)

@@ -12,7 +12,8 @@ import torch
 from models.gift.array import GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
 from models.gift.dropout import HashedDraws
-from models.gift.fit import Training, epochs
+from models.gift.fit import Training, measured_epochs
+from models.gift.fits import Fit
 from models.gift.graphs import WARM_STEPS
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig
@@ -86,7 +87,7 @@ def test_nothing_waits_for_the_device_within_an_epochs_steps(data, tmp_path, met
                 pass
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        training.end_epoch(training.end_steps(), 0.0)
+        training.save_epoch(training.measure_epoch(training.end_steps(), 0.0))
 
 
 def test_an_array_trains_what_each_trains_alone_and_a_refill_captures_nothing(data, tmp_path):
@@ -126,9 +127,30 @@ def test_trainings_in_streams_of_their_own_are_those_of_each_alone(data, tmp_pat
         training = Training(c, data, run_in(tmp_path / f"a{i}"))
         alone.append([training.epoch() for _ in range(4)])
     trainings = [Training(c, data, run_in(tmp_path / f"t{i}")) for i, c in enumerate(given)]
-    together = [epochs(trainings) for _ in range(4)]
+    together = [
+        [t.save_epoch(m) for t, m in zip(trainings, measured_epochs(trainings), strict=True)] for _ in range(4)
+    ]
     for i in range(3):
         assert_close([m[i] for m in together], alone[i])
+
+
+def test_one_that_ends_takes_no_memory_from_another_whose_stream_came_round_again(data, tmp_path):
+    """torch gives out 32 streams in turn, and frees the workspace of a stream with any graph of it."""
+    given = trial("pcgrad", network={"width": 64})
+    alone = Training(given, data, run_in(tmp_path / "alone"))
+    expected = [alone.epoch() for _ in range(6)]
+    long = Training(given, data, run_in(tmp_path / "long"))
+    found = [long.epoch() for _ in range(3)]
+    for i in range(33):
+        short = Training(given, data, run_in(tmp_path / f"short{i}", seed=i))
+        for _ in range(2):
+            for _ in short.steps():
+                pass
+        assert short._launcher.stream.stream != long._launcher.stream.stream
+    del short
+    torch.cuda.empty_cache()
+    found += [long.epoch() for _ in range(3)]
+    assert_close(found, expected)
 
 
 def test_the_masks_of_dropout_are_those_of_the_cpu():
@@ -148,14 +170,8 @@ def test_codes_are_small_and_the_checkpoint_comes_back(data, tmp_path):
     assert torch.equal(rows.codes.cpu().int(), expected.int())
     first = Training(trial(), data, run_in(tmp_path))
     expected = [first.epoch() for _ in range(4)]
-    again = list(_fit(data, tmp_path))
+    again = list(Fit(trial(), data, run_in(tmp_path)))
     assert [m.metrics for m in again] == [m.metrics for m in expected[3:]]
-
-
-def _fit(data: GiftDataset, folder: Path):
-    from models.gift.fit import fit
-
-    return fit(trial(), data, run_in(folder))
 
 
 def test_memory_is_given_back(data, tmp_path):

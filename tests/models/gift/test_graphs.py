@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,15 @@ from models.gift import fit as fitting
 from models.gift import graphs
 from models.gift.array import GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
-from models.gift.fit import Training, epochs, measured_epochs
-from models.gift.graphs import WARM_STEPS, CudaStream, Plan, StepGraphs, launch_of
+from models.gift.fit import Measured, Training, measured_epochs
+from models.gift.graphs import WARM_STEPS, CudaStream, Plan, StepGraphs, in_graphs, launch_of
 from models.gift.trainer import GiftConfig
-from models.trainer import Measurement, Run
+from models.trainer import InputError, Measurement, Run
 from tests.models.gift.planted import DECISION, config, planted
 from tests.models.gift.replayed import EagerStream, NoHostReads, ReplayedStream
 from tests.trainer_contract import assert_same_checkpoint, folder_of, numbers
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
 METHODS = ["fixed", "gradnorm", "pcgrad", "aligned_mtl"]
 NETWORKS = [
     {"dropout": 0.3},
@@ -62,6 +65,12 @@ def whole(training: Training) -> list[Measurement]:
     while not training.finished:
         found.append(training.epoch())
     return found
+
+
+def epochs(trainings: list[Training]) -> list[Measurement]:
+    """Of each of several, as in a round."""
+    found = zip(trainings, measured_epochs(trainings), strict=True)
+    return [training.save_epoch(measured) for training, measured in found]
 
 
 def falling(optimizer: torch.optim.Optimizer, mode: str, factor: float, *_: Any, **named: Any) -> ReduceLROnPlateau:
@@ -178,9 +187,45 @@ def test_steps_get_their_rows_and_what_is_theirs(log):
     assert launch.n_captured == 3  # the kinds (2, 1), (2, 10) and (1, 1)
 
 
-def test_how_steps_are_launched():
+def test_how_steps_are_launched(monkeypatch):
+    monkeypatch.delenv("TUNER_LAUNCH", raising=False)
     assert launch_of(CPU) == "eager"
-    assert launch_of(torch.device("cuda:1")) == "graph"
+    assert launch_of(GPU) == "graph"
+    monkeypatch.setenv("TUNER_LAUNCH", "eager")
+    assert launch_of(CPU) == launch_of(GPU) == "eager"
+    assert in_graphs(GPU, "eager")  # the numbers of a GPU do not depend on it
+    monkeypatch.setenv("TUNER_LAUNCH", "graph")
+    assert launch_of(GPU) == "graph"
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [
+        ("cpu", "graph", "TUNER_LAUNCH: expected eager on cpu, .* got graph; unset it$"),
+        ("cpu", "graphs", "TUNER_LAUNCH: expected eager or graph, got 'graphs'; unset it"),
+        ("cuda", "", "TUNER_LAUNCH: expected eager or graph, got ''; unset it"),
+    ],
+)
+def test_a_launch_that_is_none_is_refused_in_one_line(monkeypatch, device, asked, expected):
+    monkeypatch.setenv("TUNER_LAUNCH", asked)
+    with pytest.raises(InputError, match=expected) as found:
+        launch_of(torch.device(device))
+    assert "\n" not in str(found.value)
+
+
+def test_what_is_asked_of_the_environment_is_for_trainings_and_arrays_that_are_not_told(
+    data, tmp_path, log, monkeypatch
+):
+    monkeypatch.setenv("TUNER_LAUNCH", "graph")
+    (c, *_), run = array_trials(), run_in(tmp_path)
+    for made in (
+        lambda: Training(c, data, run),
+        lambda: GiftArray(bucket_of(c), room_for([c], data), data, 1, "cpu"),
+    ):
+        with pytest.raises(InputError, match="TUNER_LAUNCH"):
+            made()
+    assert Training(c, data, run, "graph").launch == "graph"
+    assert array_of(data).launcher.n_captured == 0
 
 
 # ---- several trainings
@@ -201,20 +246,17 @@ def test_epochs_of_several_take_turns_and_are_those_of_each_alone(data, tmp_path
 
 @pytest.mark.parametrize("launch", ["eager", "graph"])
 def test_what_one_fails_with_is_its_own(data, tmp_path, log, monkeypatch, launch):
-    given = [trial(), trial(network={"depth": 1}), trial(), trial()]
-    alone = Training(given[3], data, run_in(tmp_path / "alone"), launch).epoch()
-    bad = [Training(c, data, run_in(tmp_path / str(i)), launch) for i, c in enumerate(given)]
-    monkeypatch.setattr(bad[0], "_step", lambda *_: (_ for _ in ()).throw(FloatingPointError("step")))
-    monkeypatch.setattr(bad[1], "measure_epoch", lambda *_: (_ for _ in ()).throw(ValueError("measure")))
-    monkeypatch.setattr(bad[2], "_state", lambda *_: (_ for _ in ()).throw(OSError("save")))
-    found = epochs(bad)
-    assert [type(f) for f in found] == [FloatingPointError, ValueError, OSError, Measurement]
-    assert numbers([found[3]]) == numbers([alone])
-    assert epochs([]) == []
-    measured = measured_epochs(bad[3:])
-    assert not folder_of(run_in(tmp_path / "3"), 1).exists()
-    bad[3].save_epoch(measured[0])
-    assert folder_of(run_in(tmp_path / "3"), 1).exists()
+    given = [trial(), trial(network={"depth": 1}), trial()]
+    alone = Training(given[2], data, run_in(tmp_path / "alone"), launch).epoch()
+    every = [Training(c, data, run_in(tmp_path / str(i)), launch) for i, c in enumerate(given)]
+    monkeypatch.setattr(every[0], "_step", lambda *_: (_ for _ in ()).throw(FloatingPointError("step")))
+    monkeypatch.setattr(every[1], "measure_epoch", lambda *_: (_ for _ in ()).throw(ValueError("measure")))
+    found = measured_epochs(every)
+    assert [type(f) for f in found] == [FloatingPointError, ValueError, Measured]
+    assert not folder_of(run_in(tmp_path / "2"), 0).exists()
+    assert numbers([every[2].save_epoch(found[2])]) == numbers([alone])
+    assert folder_of(run_in(tmp_path / "2"), 0).exists()
+    assert measured_epochs([]) == []
 
 
 # ---- an array
@@ -345,12 +387,29 @@ class Graph:
         return "replayed"
 
 
+class Stream:
+    """What `torch.cuda.Stream` gives: one of a few, in turn."""
+
+    given: Iterator[int]
+    device_index = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream_id = next(self.given)
+
+
 @pytest.fixture
-def stream(monkeypatch) -> CudaStream:
+def cuda(monkeypatch) -> torch.device:
+    """Streams, of which there are three, and graphs are stood in for."""
     monkeypatch.setattr(Graph, "made", [], raising=False)
+    monkeypatch.setattr(Stream, "given", itertools.cycle(range(3)), raising=False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
-    return CudaStream(torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    return torch.device("cuda:0")
+
+
+@pytest.fixture
+def stream(cuda) -> CudaStream:
+    return CudaStream(cuda)
 
 
 def test_graphs_of_a_stream_share_one_memory_and_collect_no_garbage_meanwhile(stream):
@@ -363,11 +422,49 @@ def test_graphs_of_a_stream_share_one_memory_and_collect_no_garbage_meanwhile(st
     assert all(g.ended for g in Graph.made)
 
 
+def test_what_eager_steps_left_behind_is_let_go_of_before_a_capture(stream, monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: begun.append([g.begun for g in Graph.made]))
+    stream.capture(lambda: None)
+    stream.capture(lambda: None)
+    assert begun == [[], [Graph.made[0].begun]]
+
+
+def test_no_stream_is_taken_twice_while_there_are_others(cuda):
+    def taken(stream: CudaStream) -> int:
+        return stream.stream.stream_id
+
+    first, second, third = (CudaStream(cuda) for _ in range(3))
+    assert [taken(s) for s in (first, second, third)] == [0, 1, 2]
+    del second
+    assert taken(fourth := CudaStream(cuda)) == 1
+    del first, third
+    assert sorted(taken(s) for s in [CudaStream(cuda), CudaStream(cuda)]) == [0, 2]
+    assert taken(fourth) == 1
+
+
+def test_graphs_of_one_stream_end_together(cuda):
+    """One that is destroyed breaks the others of its stream: torch frees what they write to."""
+    every = [CudaStream(cuda) for _ in range(4)]
+    shared = [s for s in every if s.stream is every[3].stream]
+    assert len(shared) == 2
+    for s in shared:
+        s.capture(lambda: None)
+    graphs = [weakref.ref(g) for g in Graph.made]
+    Graph.made.clear()
+    every.remove(shared.pop())
+    assert all(g() is not None for g in graphs)
+    shared.clear()
+    every.clear()
+    del s
+    assert not any(g() for g in graphs)
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "expected"),
     [
-        (RuntimeError("CUDA error: an illegal\nlong advice"), RuntimeError, "graph: CUDA error: an illegal$"),
-        (RuntimeError("CUDA error: not while capturing\nx"), RuntimeError, "a CUDA graph: not while capturing$"),
+        (RuntimeError("CUDA error: an illegal\nlong advice"), RuntimeError, "graph: CUDA error: an illegal; "),
+        (RuntimeError("CUDA error: not while capturing\nx"), RuntimeError, "a CUDA graph: not while capturing; "),
         (KeyError("x"), KeyError, "x"),
     ],
 )
@@ -378,6 +475,7 @@ def test_a_failed_capture_ends_it_and_says_why_in_one_line(stream, error, kind, 
     with pytest.raises(kind, match=expected) as found:
         stream.capture(work)
     assert "\n" not in str(found.value)
+    assert kind is KeyError or str(found.value).endswith("; set TUNER_LAUNCH=eager to train without graphs")
     assert Graph.made[0].ended
     assert gc.isenabled()
 
