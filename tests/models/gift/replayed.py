@@ -24,9 +24,16 @@ class NoHostReads(TorchDispatchMode):
     host's."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in READS or any(isinstance(a, torch.Generator) for a in (kwargs or {}).values()):
+        draws = any(isinstance(a, torch.Generator) for a in (kwargs or {}).values())
+        if func.overloadpacket in READS or draws or _is_masked(func, args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}\nmore of it")
         return func(*args, **(kwargs or {}))
+
+
+def _is_masked(func: Any, args: tuple) -> bool:
+    """Whether a mask is an index: how much it selects is read by the host."""
+    indexes = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
+    return indexes and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
 class _Recording(NoHostReads):

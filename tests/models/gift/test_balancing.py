@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchjd.aggregation import AlignedMTLWeighting, PCGradWeighting
 
 from models.gift.balancing import (
@@ -22,10 +21,12 @@ from models.gift.balancing import (
 from models.gift.losses import MultiTaskLoss
 from models.gift.network import MultiTaskMLP
 from models.gift.trainer import BalancingConfig, NetworkConfig, TaskConfig
+from tests.models.gift.replayed import NoHostReads
 
 METHODS = ["fixed", "gradnorm", "pcgrad", "aligned_mtl"]
 TASKS = [TaskConfig(loss="mse"), TaskConfig(loss="bce"), TaskConfig(loss="focal")]
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3])
+GENERATOR = torch.Generator()
 
 
 def setting(n: int = 128, batch_norm: bool = True):
@@ -284,17 +285,6 @@ def test_order_is_of_permutations_that_the_seed_alone_decides():
 # ---- nothing is read by the host
 
 
-class NoHostRead(TorchDispatchMode):
-    """Refuses what on a GPU waits for the device: a value for Python, a shape that depends on values."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"), name
-        if name in ("index", "index_put", "index_put_"):
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index"
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     "read",
     [
@@ -303,10 +293,15 @@ class NoHostRead(TorchDispatchMode):
         lambda x: x[x > 0],
         lambda x: (x > 0).nonzero(),
         lambda x: torch.equal(x, x),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: x.index_put_((x > 0,), x[0]),
+        lambda x: x + torch.tensor(1.0),
+        lambda x: torch.rand(3, generator=GENERATOR),
     ],
 )
 def test_a_host_read_would_be_noticed(read):
-    with pytest.raises(AssertionError), NoHostRead():
+    with pytest.raises(RuntimeError, match="not permitted"), NoHostReads():
         read(torch.ones(3))
 
 
@@ -334,7 +329,7 @@ def test_a_step_reads_nothing_and_draws_nothing(method, solver):
         for step in range(3):
             order = draw_order(3, step) if balancing.draws_order else None
             net.zero_grad(set_to_none=True)
-            with NoHostRead():
+            with NoHostReads():
                 features = net.features(numeric, codes)
                 losses, present = loss(net.heads(features), targets)
                 balancing.backward(losses, present, features, net, order)
@@ -355,13 +350,14 @@ def test_gradients_that_are_not_finite_are_passed_on(method, solver, value):
         losses = losses * torch.tensor([1.0, value, value])
         balancing.backward(losses, present, features, net, draw_order(3, 0))
     shared = torch.cat([p.grad.flatten() for p in net.shared_parameters()])
-    overflows = method in ("pcgrad", "aligned_mtl")  # the inner products of such gradients
-    assert (value == 1e30 and not overflows) or not shared.isfinite().any()
+    if value == 1e30 and method == "fixed":  # elsewhere the products of such gradients overflow
+        assert shared.isfinite().all()
+    else:
+        assert not shared.isfinite().any()
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "aligned_mtl"])
 def test_combining_stays_on_the_device(method):
-
     with FakeTensorMode():  # devices and shapes alone, without a GPU
         balancing = make_balancing(BalancingConfig(method=method), torch.ones(3, device="cuda"))
         order = torch.zeros(3, 3, dtype=torch.int64, device="cuda")
