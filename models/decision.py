@@ -16,6 +16,7 @@ The threshold is chosen on the rows that judge it: it is a search threshold, no 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,11 +26,13 @@ from scipy.special import betainc, ndtri
 from torch import Tensor
 
 from models.metrics import Ranking
-from models.precision import lower_bound, tail
+from models.precision import lower_bound, tail, worth
 from models.trainer import Decision
 from models.unit_cuts import Ints, UnitCuts
 
 _FIRST_CUTS = 16  # judged at a time, then twice as many each time
+_FIRST_ROWS = 4096  # looked at where no cut reaches the target, then as many as may matter
+_ROUNDED = 1.0 - 1e-9  # a bound less what rounding may add to it
 
 
 def precision_bound(n_selected: ArrayLike, n_true: ArrayLike, confidence: float) -> NDArray[np.float64]:
@@ -155,17 +158,25 @@ def _refuse_nan(ranking: Ranking, highest: float) -> None:
 
 def _decide_by_unit(ranking: Ranking, decision: Decision, unit: Tensor | np.ndarray) -> dict[str, float]:
     _refuse_nan(ranking, float(ranking.ascending[-1]))
-    cuts, delta = UnitCuts.of(ranking, unit), 1.0 - decision.confidence
+    delta, rows = 1.0 - decision.confidence, _RowBounds.of(ranking, decision)
     low, high = range_of_logits(decision.range)
-    in_range = (cuts.scores >= low) & (cuts.scores <= high)
-    allowed = np.flatnonzero((cuts.n >= decision.min_selected) & in_range)
-    if len(allowed) == 0:
-        return _nothing(decision) | {"n_units": 0.0, "precision_bound_rows": 0.0}
-    ceilings = cuts.ceilings(delta)
-    best = _highest_recall(cuts, allowed[ceilings[allowed] >= decision.target_precision], decision)
-    is_feasible = best is not None
+    n_rows, is_feasible = rows.up_to_target(decision), True
+    while True:
+        cuts = UnitCuts.of(ranking, unit, max(n_rows, _FIRST_ROWS))
+        in_range = (cuts.scores >= low) & (cuts.scores <= high)
+        allowed = np.flatnonzero((cuts.n >= decision.min_selected) & in_range)
+        most, best, highest = cuts.most_effective(delta), None, 0.0
+        ceilings = cuts.ceilings(most, delta)
+        if is_feasible:
+            best = _highest_recall(cuts, allowed[ceilings[allowed] >= decision.target_precision], most, decision)
+            is_feasible = best is not None
+        if best is None and len(allowed):
+            best, highest = _nearest(cuts, allowed, ceilings, delta)
+        n_rows = 0 if is_feasible else rows.above(highest)
+        if n_rows <= len(cuts.unit):
+            break
     if best is None:
-        best = _nearest(cuts, allowed, ceilings, delta)
+        return _nothing(decision) | {"n_units": 0.0, "precision_bound_rows": 0.0}
     bound = float(lower_bound(*cuts.worth(np.array([best]), delta), delta)[0])
     n, tp = float(cuts.n[best]), float(cuts.n_true[best])
     return _chosen(ranking, decision, float(cuts.scores[best]), n, tp, bound, is_feasible) | {
@@ -174,21 +185,58 @@ def _decide_by_unit(ranking: Ranking, decision: Decision, unit: Tensor | np.ndar
     }
 
 
-def _highest_recall(cuts: UnitCuts, candidates: Ints, decision: Decision) -> int | None:
+@dataclass(frozen=True)
+class _RowBounds:
+    """How far down a ranking a bound by units can matter, which at a delta of at most 0.5 is never above that of
+    the same cut by rows. Shape: [P] `n` rows and `tp` true ones at each positive, from the highest score down."""
+
+    n: Ints
+    tp: Ints
+    n_rows: int
+    delta: float
+
+    @classmethod
+    def of(cls, ranking: Ranking, decision: Decision) -> _RowBounds:
+        n, tp = torch.stack([ranking.end, ranking.true_positives.long()]).cpu().numpy()
+        return cls(n[tp > 0], tp[tp > 0], ranking.truth.n_rows, 1.0 - decision.confidence)
+
+    def up_to_target(self, decision: Decision) -> int:
+        """Rows of the largest cut that may reach the target; 0 where none does."""
+        if self.delta > 0.5:
+            return self.n_rows
+        limits = most_selected(decision.target_precision, decision.confidence, int(self.tp[-1]))[self.tp]
+        return min(self.n_rows, int(limits.max(where=self.n <= limits, initial=0)))
+
+    def above(self, bound: float) -> int:
+        """Rows of the largest cut that may have a higher bound than this."""
+        if self.delta > 0.5:
+            return self.n_rows
+        higher = np.flatnonzero(tail(self.tp, self.n - self.tp, bound * _ROUNDED) <= self.delta)
+        if len(higher) == 0:
+            return 0
+        # the cuts up to the next positive have fewer true rows than rows like it, and may yet be above
+        return int(np.append(self.n, self.n_rows)[higher[-1] + 1])
+
+
+def _highest_recall(cuts: UnitCuts, candidates: Ints, most: NDArray[np.float64], decision: Decision) -> int | None:
     """The first cut that reaches the target, in order of falling recall, of equal recall of rising rows."""
     candidates = candidates[np.lexsort((candidates, -cuts.n_true[candidates]))]
-    delta, start, size = 1.0 - decision.confidence, 0, _FIRST_CUTS
-    while start < len(candidates):
-        some = candidates[start : start + size]
-        reached = tail(*cuts.worth(some, delta), decision.target_precision) <= delta
-        if reached.any():
-            return int(some[reached.argmax()])
-        start, size = start + size, 2 * size
+    target, delta, size = decision.target_precision, 1.0 - decision.confidence, _FIRST_CUTS
+    for start in range(0, len(candidates), _FIRST_ROWS):
+        rivals = candidates[start : start + _FIRST_ROWS]
+        if delta <= 0.5:  # without the grid that ceilings are on
+            at_most = worth(cuts.n[rivals], cuts.n_true[rivals], most[rivals])
+            rivals = rivals[tail(*at_most, target * _ROUNDED) <= delta]
+        while len(rivals):
+            some, rivals, size = rivals[:size], rivals[size:], 2 * size
+            reached = tail(*cuts.worth(some, delta), target) <= delta
+            if reached.any():
+                return int(some[reached.argmax()])
     return None
 
 
-def _nearest(cuts: UnitCuts, allowed: Ints, ceilings: NDArray[np.float64], delta: float) -> int:
-    """The cut with the highest bound, of equal bounds that with fewest rows."""
+def _nearest(cuts: UnitCuts, allowed: Ints, ceilings: NDArray[np.float64], delta: float) -> tuple[int, float]:
+    """The cut with the highest bound, of equal bounds that with fewest rows; and that bound."""
     best, highest, size = int(allowed[0]), 0.0, _FIRST_CUTS
     rivals = allowed[np.argsort(-ceilings[allowed], kind="stable")]
     while len(rivals := rivals[ceilings[rivals] > highest]):
@@ -197,7 +245,7 @@ def _nearest(cuts: UnitCuts, allowed: Ints, ceilings: NDArray[np.float64], delta
         first = int(bounds.argmax())
         if (bounds[first], -some[first]) > (highest, -best):
             best, highest = int(some[first]), float(bounds[first])
-    return best
+    return best, highest
 
 
 def _cuts(ranking: Ranking, decision: Decision) -> tuple[Tensor, Tensor, Tensor, Tensor]:

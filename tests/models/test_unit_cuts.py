@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 
+import models.decision
 from models import unit_cuts
 from models.curves import MAX_POINTS, curves
 from models.decision import decide, precision_bound, range_of_logits
@@ -89,16 +91,23 @@ def check(problem: Problem, rule: Decision) -> None:
     confidence=st.sampled_from([0.2, 0.5, 0.6, 0.9, 0.99]),
     min_selected=st.sampled_from([1, 2, 10, 30, 121]),
     limits=st.sampled_from([None, (0.0, 1.0), (0.3, 0.7), (0.0, 0.2), (0.55, 0.56), (0.9999999, 1.0)]),
+    first_rows=st.sampled_from([1, 5, 4096]),
 )
 def test_the_decision_is_that_of_judging_every_cut(
-    problem: Problem, target: float, confidence: float, min_selected: int, limits: object
+    problem: Problem, target: float, confidence: float, min_selected: int, limits: object, first_rows: int
 ) -> None:
-    check(problem, decision(target, confidence, min_selected, range=limits))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.decision, "_FIRST_ROWS", first_rows)
+        check(problem, decision(target, confidence, min_selected, range=limits))
 
 
+@pytest.mark.parametrize("first_rows", [1, 100, 4096])
 @pytest.mark.parametrize("target", [0.2, 0.35, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_decision_is_that_of_judging_every_cut_of_more_rows(seed: int, target: float) -> None:
+def test_the_decision_is_that_of_judging_every_cut_of_more_rows(
+    seed: int, target: float, first_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.decision, "_FIRST_ROWS", first_rows)
     rng = np.random.default_rng(seed)
     unit, shift = rng.integers(0, 60, 5000), rng.normal(size=60)
     scores = rng.normal(size=5000) + 0.3 * shift[unit]
@@ -125,10 +134,40 @@ def test_ceilings_are_never_too_low_and_what_cuts_are_worth_is_that_of_evidence(
         found = cuts.worth(order, delta)
     wanted = worth(cuts.n[order], cuts.n_true[order], n_effective[order])
     assert np.array(found) == pytest.approx(np.array(wanted), rel=1e-9, abs=1e-9)
-    assert (cuts.most_effective >= n_effective * (1.0 - 1e-12)).all()
-    assert (cuts.most_effective <= cuts.n).all()
-    assert (cuts.ceilings(delta) >= bounds).all()
+    most = cuts.most_effective(delta)
+    assert (most >= n_effective * (1.0 - 1e-12)).all()
+    assert (most <= cuts.n).all()
+    assert (cuts.ceilings(most, delta) >= bounds).all()
     assert (bounds <= precision_bound(cuts.n, cuts.n_true, confidence) + 1e-12).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.integers(1, 130))
+def test_the_first_cuts_are_those_of_all(problem: Problem, n_rows: int) -> None:
+    scores, labels, unit = problem
+    ranked = ranking(scores, labels)
+    every, first = UnitCuts.of(ranked, unit), UnitCuts.of(ranked, unit, n_rows)
+    n_cuts = min(int(np.searchsorted(every.n, n_rows)) + 1, len(every.n))
+    for name in ("scores", "n", "n_true", "n_units"):
+        assert getattr(first, name).tolist() == getattr(every, name)[:n_cuts].tolist()
+    for name in ("unit", "true"):
+        assert getattr(first, name).tolist() == getattr(every, name)[: first.n[-1]].tolist()
+    assert first.most_effective(0.1) == pytest.approx(every.most_effective(0.1)[:n_cuts], rel=1e-12)
+
+
+@pytest.mark.parametrize("delta", [0.45, 0.1, 0.001])
+def test_what_quantiles_leave_is_never_told_too_low(delta: float) -> None:
+    places = np.geomspace(0.05, 1e12, 300)
+    rows, freedom = (grid.ravel() for grid in np.meshgrid(places, places))
+    rows, freedom = rows[freedom <= rows], freedom[freedom <= rows]
+    level = 1.0 - min(delta, 0.4)
+    exact = (stdtrit(rows, level) / stdtrit(freedom, level)) ** 2
+    found = unit_cuts._most_left(rows, freedom, delta)
+    assert (found * (1.0 + 1e-9) >= exact).all()
+    assert (found <= 1.0).all()
+    usual = freedom >= 2.0
+    assert (found[usual] <= 1.06 * exact[usual]).all()
+    assert unit_cuts._most_left(np.array([9.0]), np.array([-1.0]), delta) >= 0.0
 
 
 @pytest.mark.parametrize("delta", [0.5, 0.4, 0.1, 0.01, 1e-6])
