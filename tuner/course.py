@@ -187,8 +187,9 @@ class Course:
 
     def _bring_up(self, uploads: RunUploads, outcome: str) -> Steps[None]:
         """See the newest checkpoint into the artifact store before the trial is let go."""
-        options = self._worker.options
-        deadline = time.monotonic() + (options.stop_grace_s / 4 if outcome == "stopped" else options.outage_s)
+        options, deadline = self._worker.options, self._worker.leave_by
+        if deadline is None:
+            deadline = time.monotonic() + (options.stop_grace_s / 4 if outcome == "stopped" else options.outage_s)
         uploads.hurry()
         while self._others_train and not uploads.is_up and time.monotonic() < deadline:
             yield

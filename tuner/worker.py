@@ -127,7 +127,7 @@ class Worker:
         self.outage, self.store_outage = Outage(), Outage()  # of the database, of the artifact store
         self._courses: dict[int, Course] = {}  # the trials in hand, by slot
         self._most = 0  # of how many the number of slots was chosen
-        self._leaving = False
+        self.leave_by: float | None = None  # what is in hand is being put back, and waits for no upload after this
         self._look_again = 0.0
 
     def serve(self) -> None:
@@ -176,7 +176,7 @@ class Worker:
                 with suppress(Exception):  # on a device that failed nothing is let go in order
                     course.close()
             self._courses.clear()
-            self._leaving = False
+            self.leave_by = None
 
     def abandon(self) -> None:
         """Put what is in hand back in the queue at its newest checkpoint, from another thread; the process ends
@@ -197,7 +197,7 @@ class Worker:
     @property
     def is_training(self) -> bool:
         """Whether a trial in hand waits for its next measurement and for nothing else."""
-        return not self._leaving and any(course.fit is not None for course in self._in_hand())
+        return self.leave_by is None and any(course.fit is not None for course in self._in_hand())
 
     def _in_hand(self) -> list[Course]:
         return [course for _, course in sorted(self._courses.items())]
@@ -293,7 +293,7 @@ class Worker:
         """Put back what is in hand, for this reason; where the database is away the end of the lease does it."""
         if isinstance(error, DatabaseUnavailable) or (isinstance(error, DeviceFault) and error.shared):
             return
-        self._leaving = True
+        self.leave_by = time.monotonic() + self.options.stop_grace_s / 4
         for act in (_hurry, Course.leave):
             for course in self._in_hand():
                 try:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from models.trainer import SEARCH_ROLES, DataSpec, DiskError, InputError, Measurement, Run, advance_in_turn
-from storage.artifacts import ArtifactError, open_artifacts
+from storage.artifacts import ArtifactError, ArtifactUnavailable, open_artifacts
 from storage.database import Database, DatabaseUnavailable
 from storage.runs import MeasurementRow, Store
 from tests.searches import (
@@ -33,7 +33,7 @@ from tests.searches import (
 from tests.toy import ToyConfig, ToyDataset, ToyTrainer, stored_weights, uninterrupted_weights
 from tuner import logs
 from tuner.study import MAX_BARREN_CRASHES, Study, TooManyFailures
-from tuner.uploads import Uploads
+from tuner.uploads import RunUploads, Uploads
 from tuner.worker import DeviceFault, Worker, WorkerOptions
 
 PLAIN = {"arms": {"only": {}}, "space": {"x": {"low": 0.0, "high": 1.0}}, "pruner": {"name": "none"}}
@@ -392,6 +392,32 @@ class TestLeaving:
             make_worker(study, tmp_path, trainer, 2).serve()
         assert attempts(study) == [(number, 1, "stopped") for number in range(2)]
         self.resumed(study, tmp_path, trainer)
+
+    def test_they_wait_for_the_artifact_store_together(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def before(number: int, step: int) -> None:
+            if (number, step) == (1, 1):
+                raise DiskError(errno.ENOSPC, "runs: cannot write")
+
+        waited_s = []
+
+        def away(_self: RunUploads, patience_s: float) -> None:
+            waited_s.append(patience_s)
+            time.sleep(patience_s)
+            raise ArtifactUnavailable("away")
+
+        monkeypatch.setattr(RunUploads, "finish", away)
+        (tmp_path / "store").mkdir()
+        study = make_study(database, make_spec(n_trials=4, **RANDOM))
+        worker = make_worker(study, tmp_path, Rounds(before), 4)
+        worker.options = replace(worker.options, stop_grace_s=2.0)
+        worker.uploads = Uploads(open_artifacts(f"file://{tmp_path}/store"), "toy", 9999.0)
+        with pytest.raises(DiskError):
+            worker.serve()
+        assert len(waited_s) == 3
+        assert sum(waited_s) <= 0.5
+        assert attempts(study) == [(number, 1, "stopped") for number in range(4)]
 
     def test_too_many_failures(self, database: Database, tmp_path: Path) -> None:
         def before(number: int, _step: int) -> None:
