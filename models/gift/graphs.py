@@ -205,6 +205,7 @@ class CudaStream(contextlib.AbstractContextManager):
         """
         torch.cuda.empty_cache()  # what eager steps have left behind no graph can use, nor let go of
         graph = torch.cuda.CUDAGraph()
+        self._line.graphs.append(graph)  # also one that fails
         collects = gc.isenabled()
         gc.disable()  # what it frees on the device must not become part of the graph
         try:
@@ -231,5 +232,4 @@ class CudaStream(contextlib.AbstractContextManager):
             if collects:
                 gc.enable()
         self._pool = graph.pool()
-        self._line.graphs.append(graph)
         return graph.replay

@@ -14,7 +14,7 @@ from models.gift.data import GiftDataset
 from models.gift.dropout import HashedDraws
 from models.gift.fit import Training, measured_epochs
 from models.gift.fits import Fit
-from models.gift.graphs import WARM_STEPS
+from models.gift.graphs import WARM_STEPS, CudaStream
 from models.gift.tensors import on_device
 from models.gift.trainer import GiftConfig
 from models.trainer import Measurement, Run
@@ -74,19 +74,35 @@ def test_graphs_train_what_single_launches_train(data, tmp_path, method, embeddi
     assert_close(found["graph"], found["eager"])
 
 
+@pytest.fixture
+def waiting(monkeypatch):
+    """Sets what a wait for the device is: fine by default, or an error. A capture may wait before it begins."""
+    capture, waits = CudaStream.capture, torch.cuda.set_sync_debug_mode
+
+    def captured(self, work):
+        mode = torch.cuda.get_sync_debug_mode()
+        waits("default")
+        try:
+            return capture(self, work)
+        finally:
+            waits(mode)
+
+    monkeypatch.setattr(CudaStream, "capture", captured)
+    yield waits
+    waits("default")
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("launch", ["graph", "eager"])
-def test_nothing_waits_for_the_device_within_an_epochs_steps(data, tmp_path, method, launch):
+def test_nothing_waits_for_the_device_within_an_epochs_steps(data, tmp_path, waiting, method, launch):
     training = Training(trial(method, network={"dropout": 0.3}), data, run_in(tmp_path), launch)
     for _ in range(WARM_STEPS + 1):
         steps = training.steps()
         next(steps)  # the epoch's inputs are made before its first step
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in steps:
-                pass
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        waiting("error")
+        for _ in steps:
+            pass
+        waiting("default")
         training.save_epoch(training.measure_epoch(training.end_steps(), 0.0))
 
 

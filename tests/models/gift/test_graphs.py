@@ -446,18 +446,18 @@ def test_no_stream_is_taken_twice_while_there_are_others(cuda):
 def test_graphs_of_one_stream_end_together(cuda):
     """One that is destroyed breaks the others of its stream: torch frees what they write to."""
     every = [CudaStream(cuda) for _ in range(4)]
-    shared = [s for s in every if s.stream is every[3].stream]
-    assert len(shared) == 2
-    for s in shared:
-        s.capture(lambda: None)
+    first, second = (s for s in every if s.stream is every[3].stream)
+    every.clear()
+    first.capture(lambda: None)
+    second.capture(lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        second.capture(lambda: 1 / 0)
     graphs = [weakref.ref(g) for g in Graph.made]
     Graph.made.clear()
-    every.remove(shared.pop())
-    assert all(g() is not None for g in graphs)
-    shared.clear()
-    every.clear()
-    del s
-    assert not any(g() for g in graphs)
+    del second
+    assert [g() is not None for g in graphs] == [True] * 3
+    del first
+    assert [g() for g in graphs] == [None] * 3
 
 
 @pytest.mark.parametrize(
