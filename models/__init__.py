@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from typing import Any, Literal
 
@@ -34,6 +35,10 @@ def get_trainer(name: str) -> Any:
 
 def cuda_devices() -> list[str]:
     """The CUDA devices of this machine, as torch names them; empty without CUDA."""
+    try:  # the driver's library: without one there is nothing that torch, which takes seconds to import, could find
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
     import torch
 
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]

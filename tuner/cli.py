@@ -6,6 +6,8 @@ line a fault; 3 `tuner best` where nothing is feasible; 4 `tuner promote` where 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -297,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; what is expected to go wrong is told in one line a fault."""
     from tuner import logs
 
+    atexit.register(gc.freeze)  # the interpreter would look for garbage before it ends, for up to a second
     logs.configure_console()
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:

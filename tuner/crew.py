@@ -185,7 +185,8 @@ class Crew:
             if self._interrupts > patience or late:
                 break
             tick()
-            time.sleep(POLL_S)
+            if self._processes or self._due:
+                time.sleep(POLL_S)
         if fault is not None:
             raise fault
 
