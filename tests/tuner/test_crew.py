@@ -46,7 +46,11 @@ class TestDevices:
 class TestIsolation:
     def test_a_cpu_worker_sees_no_card_and_uses_one_thread(self) -> None:
         shown = device_environment("cpu", {"CUDA_VISIBLE_DEVICES": "0,1"})
-        assert shown == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        kept = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "1073741824")
+        assert shown == alone | kept
+        mine = device_environment("cpu", {"MALLOC_TRIM_THRESHOLD_": "1"})
+        assert mine == alone | {"MALLOC_MMAP_THRESHOLD_": "1073741824"}
 
     @pytest.mark.parametrize(
         ("device", "visible", "shown"),
