@@ -27,8 +27,8 @@ POLL_S = 0.5
 # replaced ever more slowly.
 MAX_BARREN_DEATHS = 6
 LONGEST_PAUSE_S = 60.0
-# On the CPU: memory of a step that glibc would give back, the next step would take again page by page. A gift training
-# takes 4 to 8 % less time so; its peak is the same.
+# On the CPU: memory of a step that glibc would give back, the next step would take again page by page. A gift
+# training takes 4 to 8 % less time so; its peak is the same.
 _KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 # What a worker may take to leave after its grace time, before it is killed.
 LEAVING_S = 30.0

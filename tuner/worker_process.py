@@ -6,6 +6,8 @@ died); its trial goes back in the queue. Its last line on standard output is JSO
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import logging
 import os
@@ -364,6 +366,7 @@ def peak_bytes() -> int:
 
 def main() -> int:
     global _supervisor
+    atexit.register(gc.freeze)  # as in `tuner.cli.main`: the supervisor waits for this process
     logs.configure()
     stop = threading.Event()
     _stop_on_signals(stop)
