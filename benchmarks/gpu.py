@@ -45,6 +45,7 @@ from models.gift.data import GiftDataset
 from models.gift.fit import Training
 from models.gift.graphs import Launch
 from models.gift.network import Dropout
+from tuner.crew import device_environment
 
 KILL_RATIO = 3.0  # what the array must be worth on a GPU to stay
 
@@ -479,4 +480,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # as a worker has them; the C library reads them where a process begins
+    settings = {k: v for k, v in device_environment("cpu", os.environ).items() if k != "CUDA_VISIBLE_DEVICES"}
+    if not settings.items() <= os.environ.items():
+        again = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **settings})
     main()
