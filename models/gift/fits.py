@@ -114,17 +114,20 @@ def _epochs(fits: Sequence[Fit]) -> list[Measurement | Exception]:
 
 
 def pays(configs: Sequence[GiftConfig], data: GiftDataset, device: str) -> bool:
-    """Whether fits of these configurations are better off as one than one after the other.
-
-    On CUDA always, where they can: a step there takes as long as launching its kernels does (not measured yet).
-    """
+    """Whether fits of these configurations are better off as one than one after the other, on a GPU than each on a
+    stream of its own. There it is as it was measured (`found_to_pay`), and until then they are taken as one."""
     if len(configs) < 2 or isinstance(bucket_of(configs[0]), str):
         return False
     if torch.device(device).type != "cpu":
-        return True
+        return vars(data).get("_arrays_pay", {}).get(device, True)
     room = room_for(configs, data)
     rows = min(configs[0].optimizer.batch_size, len(data.part("train").labels))
     return rows * (sum(room.widths) + len(room.tasks) * room.head_width) <= CPU_VALUES
+
+
+def found_to_pay(data: GiftDataset, device: str, arrays_pay: bool) -> None:
+    """Note for all later rounds on a GPU what has been measured there; it is kept as long as the data."""
+    vars(data).setdefault("_arrays_pay", {})[device] = arrays_pay
 
 
 def _as_one(team: Sequence[Fit]) -> dict[Fit, Measured | Exception]:

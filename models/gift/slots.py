@@ -1,7 +1,8 @@
 """How many trials of one device are best trained at once: measured there, on the first rows of train.
 
-The steps are those that a round would take: as an array, on streams of a device, or one after the other. Nothing is
-validated or written, and nothing that a trial draws from is touched.
+The steps are those that a round would take: as an array, on streams of a device, or one after the other. On a GPU
+arrays and streams are compared, and rounds go the faster way from then on. Nothing is validated or written, and
+nothing that a trial draws from is touched.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, zip_longest
@@ -20,7 +21,7 @@ import torch
 from models.gift.array import Bucket, GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
 from models.gift.fit import COMPARED_STEPS, Training, batch_sizes
-from models.gift.fits import pays
+from models.gift.fits import found_to_pay, pays
 from models.gift.tensors import RoleTensors, on_device
 from models.gift.trainer import GiftConfig
 from models.trainer import Decision, Run
@@ -37,19 +38,22 @@ class SlotCost:
     """What so many trials at once cost.
 
     `step_s` are seconds of one step of one trial: those of a step of all of them over their number. `memory_bytes`
-    is what they hold on the device at their peak, beside the data; None on the CPU.
+    is what they hold on the device at their peak, beside the data; None on the CPU. `as_array`: that was the faster
+    way to take them.
     """
 
     slots: int
     step_s: float
     memory_bytes: int | None
+    as_array: bool = False
 
 
 class Meter:
-    """The clock and the memory of a device. `free_bytes` is what was free at first; None on the CPU."""
+    """The clock and the memory of a device. `free_bytes` is what was free at first; None on the CPU. `compares`:
+    whether arrays and trainings that are each alone are both timed, which on the CPU is known (`fits.pays`)."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.compares = device, device.type != "cpu"
         self.free_bytes, self._held = None, 0
         if device.type == "cuda":
             self._collect()
@@ -85,6 +89,8 @@ def slots(config: GiftConfig, data: GiftDataset, run_device: str, most: int) -> 
         return 1
     costs = measure(config, data, run_device, most)
     chosen = best(costs)
+    if chosen > 1 and torch.device(run_device).type != "cpu" and isinstance(bucket_of(config), Bucket):
+        found_to_pay(data, run_device, next(cost.as_array for cost in costs if cost.slots == chosen))
     table = ", ".join(_told(cost) for cost in costs)
     told = {"action": "slots", "slots": chosen, "step_us": {c.slots: round(1e6 * c.step_s, 1) for c in costs}}
     _log.info("%d slots on %s; a step of one trial: %s", chosen, run_device, table, extra=told)
@@ -121,7 +127,7 @@ def measure(
         meter.start()
         try:
             trainings += [_training(config, few, run_device, seed) for seed in range(len(trainings), n)]
-            step_s = _timed(trainings, few, meter)
+            step_s, as_array = min(_timed(trainings, few, meter))
         except torch.OutOfMemoryError:
             if not costs:
                 raise
@@ -132,31 +138,38 @@ def measure(
             return costs
         # from one alone to an array of two there may be no gain, and yet one from two to four
         gains = len(costs) < 2 or step_s <= (1.0 - _TOLERANCE) * costs[-1].step_s
-        costs.append(SlotCost(n, step_s, peak))
+        costs.append(SlotCost(n, step_s, peak, as_array))
         more = min(2 * n, most)
         if n == most or not gains or not _fits_in(None if peak is None else peak * more // n, meter):
             return costs
         n = more
 
 
-def _timed(trainings: Sequence[Training], data: GiftDataset, meter: Meter) -> float:
-    """Seconds of a step over the number of trainings."""
+def _timed(trainings: Sequence[Training], data: GiftDataset, meter: Meter) -> Iterator[tuple[float, bool]]:
+    """Seconds of a step over the number of trainings, for each way to take them; whether that is an array."""
+    config, n = trainings[0].config, len(trainings)
+    n_steps = len(batch_sizes(len(trainings[0].targets), config.optimizer.batch_size)) * n
+    fusable = isinstance(bucket_of(config), Bucket) and n > 1
+    fused = fusable and (meter.compares or pays([config] * n, data, str(trainings[0].device)))
+    if fused:
+        yield _fastest(_as_array(trainings, data), meter) / n_steps, True
+    if not fused or meter.compares:
+        yield _fastest(partial(_alone, trainings), meter) / n_steps, False
+
+
+def _as_array(trainings: Sequence[Training], data: GiftDataset) -> Callable[[], object]:
     config, device = trainings[0].config, str(trainings[0].device)
-    bucket = bucket_of(config)
-    steps: Callable[[], object]
-    if isinstance(bucket, Bucket) and pays([config] * len(trainings), data, device):
-        array = GiftArray(bucket, room_for([config], data), data, len(trainings), device)
-        joined = [array.join(training) for training in trainings]
-        steps = partial(array.train_epoch, joined)
-    else:
-        steps = partial(_alone, trainings)
+    array = GiftArray(bucket_of(config), room_for([config], data), data, len(trainings), device)
+    return partial(array.train_epoch, [array.join(training) for training in trainings])
+
+
+def _fastest(steps: Callable[[], object], meter: Meter) -> float:
     times = []
     for _ in range(1 + _ROUNDS):
         start = meter.seconds()
         steps()
         times.append(meter.seconds() - start)
-    n_steps = len(batch_sizes(len(trainings[0].targets), config.optimizer.batch_size))
-    return min(times[1:]) / n_steps / len(trainings)
+    return min(times[1:])
 
 
 def _alone(trainings: Sequence[Training]) -> None:
@@ -187,4 +200,5 @@ def _fits_in(n_bytes: int | None, meter: Meter) -> bool:
 
 def _told(cost: SlotCost) -> str:
     memory = "" if cost.memory_bytes is None else f" and {cost.memory_bytes / 2**20:.0f} MiB"
-    return f"{cost.slots}: {1e6 * cost.step_s:.1f} us{memory}"
+    way = " as an array" if cost.as_array else ""
+    return f"{cost.slots}{way}: {1e6 * cost.step_s:.1f} us{memory}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -170,6 +171,33 @@ def test_the_steps_are_those_of_a_round(data, monkeypatch):
     n_rows = len(data.part("train").labels)
     measure(config(optimizer={"batch_size": 4096}), data, "cpu", 1)
     assert taken == [n_rows] * 3
+
+
+def test_a_gpu_compares_arrays_with_trainings_on_their_own(data, scripted, monkeypatch):
+    meter = scripted(lambda n: 0.5 + 0.2 * n)
+    meter.compares = True
+    costs = measure(CONFIG, data, "cpu", 4, meter)
+    n_steps = COMPARED_STEPS
+    assert [(c.slots, c.as_array) for c in costs] == [(1, False), (2, True), (4, True)]
+    assert [c.step_s * n_steps for c in costs] == pytest.approx([0.7, 0.45, 0.325])
+    meter = scripted(lambda n: 0.1 if n == 1 else 1.0)
+    meter.compares = True
+    costs = measure(CONFIG, data, "cpu", 2, meter)
+    assert [(c.slots, c.as_array) for c in costs] == [(1, False), (2, False)]
+    assert costs[1].step_s * n_steps == pytest.approx(0.1)
+    assert not any(c.as_array for c in measure(SOLO, data, "cpu", 2, meter))
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_rounds_on_a_gpu_go_the_faster_way_from_then_on(data, monkeypatch, as_array):
+    monkeypatch.setattr(slots, "measure", lambda *_: [SlotCost(1, 1.0, GIB), SlotCost(4, 0.5, GIB, as_array)])
+    fresh = replace(data)
+    assert fits.pays([CONFIG] * 2, fresh, "cuda:0"), "until it is measured"
+    assert slots.slots(SOLO, fresh, "cuda:0", 8) == 4
+    assert fits.pays([CONFIG] * 2, fresh, "cuda:0"), "it says nothing of what cannot be in an array"
+    assert slots.slots(CONFIG, fresh, "cuda:0", 8) == 4
+    assert fits.pays([CONFIG] * 2, fresh, "cuda:0") is as_array
+    assert fits.pays([CONFIG] * 2, fresh, "cuda:1"), "another device"
 
 
 @pytest.mark.parametrize(("kind", "order"), [("cpu", "aaabbb"), ("cuda", "ababab")])
