@@ -202,10 +202,8 @@ class RunUploads:
             ArtifactError, Fenced: it never will be.
         """
         deadline = time.monotonic() + patience_s
+        self.hurry()
         with self._changed:
-            self._finishing += 1
-            self._not_before = 0.0
-            self._changed.notify_all()
             try:
                 while self._named < self._offered:
                     self._check()
