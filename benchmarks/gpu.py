@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks import epoch, timed
-from models.gift.array import GiftArray, _taken, bucket_of, room_for
+from models.gift.array import GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
 from models.gift.fit import Training
 from models.gift.graphs import Launch
@@ -211,56 +211,30 @@ class CompiledTraining(Training):
     can, and stay as they are."""
 
     @cached_property
-    def forward(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def compiled(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if not self.in_graphs:
             for layer in self.network.tower:
                 if isinstance(layer, Dropout):
                     layer.forward = outside(layer.forward)
-        return compiled(self._forward, self.in_graphs)
-
-    def _forward(self, numeric: Tensor, codes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.network.features(numeric, codes)
-        return (*self.loss(self.network.heads(features), targets), features)
+        return compiled(super().losses, self.in_graphs)
 
     def _step(self, rows: Tensor, own: Mapping[str, Tensor], is_compared: bool, phase: int) -> None:
-        if is_compared:
-            super()._step(rows, own, is_compared, phase)
-            return
-        if self._hashed is not None:
-            self._hashed.begin_step(own["dropout"])
-        taken = (values.index_select(0, rows) for values in (self.train.numeric, self.train.codes, self.targets))
-        losses, present, features = self.forward(*taken)
-        self.optimizer.zero_grad(set_to_none=True)
-        weights = self.balancing.backward(losses, present, features, self.network, own.get("turns"))
-        self.optimizer.step()
-        self.sums.add(losses, present, weights)
+        self.losses = super().losses if is_compared else self.compiled
+        super()._step(rows, own, is_compared, phase)
 
 
 class CompiledArray(GiftArray):
     """See `CompiledTraining`."""
 
     @cached_property
-    def forward(self) -> Callable[..., tuple[Tensor, Tensor]]:
+    def compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
         if self.hashed is None:
             self.stack._dropped = outside(self.stack._dropped)
-        return compiled(self._forward, self.hashed is not None)
-
-    def _forward(self, numeric: Tensor, codes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.stack.forward(numeric, codes)
-        return self.loss(outputs, torch.where(self.trained, targets, torch.nan))
+        return compiled(super().losses, self.hashed is not None)
 
     def _step(self, rows: Tensor, own: Mapping[str, Tensor], is_compared: bool, drops: bool) -> None:
-        if is_compared:
-            super()._step(rows, own, is_compared, drops)
-            return
-        stack = self.stack
-        if drops and self.hashed is not None:
-            self.hashed.begin_step(own["dropout"])
-        every = (self.rows.numeric, self.rows.codes, self.targets)
-        losses, present = self.forward(*(_taken(values, rows) for values in every))
-        gradients = torch.autograd.grad((losses * self.task_weights).sum(), list(stack.weights.values()))
-        stack.step(stack.layout.joined(dict(zip(stack.weights, gradients, strict=True))), *own["rates"])
-        self.sums.add(losses, present, self.task_weights)
+        self.losses = super().losses if is_compared else self.compiled
+        super()._step(rows, own, is_compared, drops)
 
 
 def compiled(function: Callable[..., Any], whole: bool) -> Callable[..., Any]:

@@ -122,7 +122,8 @@ def test_every_way_takes_all_its_steps_without_comparing(small: gpu.Ways, monkey
         step = kind._step
 
         def noted(self: object, *args: object, step: object = step, kind: type = kind) -> None:
-            taken.append((kind.__name__, bool(args[2])))
+            if type(self) is kind:  # a compiled step goes on to the plain one
+                taken.append((kind.__name__, bool(args[2])))
             step(self, *args)
 
         monkeypatch.setattr(kind, "_step", noted)

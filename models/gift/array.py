@@ -216,12 +216,8 @@ class GiftArray:
         stack, sums = self.stack, self.sums
         if drops and self.hashed is not None:
             self.hashed.begin_step(own["dropout"])
-        outputs = stack.forward(_taken(self.rows.numeric, rows), _taken(self.rows.codes, rows))
-        targets = torch.where(self.trained, _taken(self.targets, rows), torch.nan)
-        if more := aligned(rows.shape[1]) - rows.shape[1]:  # rows that do not count, so that every slot is aligned
-            outputs = F.pad(outputs, (0, 0, 0, more))
-            targets = F.pad(targets, (0, 0, 0, more), value=torch.nan)
-        losses, present = self.loss(outputs, targets)
+        every = (self.rows.numeric, self.rows.codes, self.targets)
+        losses, present = self.losses(*(_taken(values, rows) for values in every))
         if is_compared:
             sums.compare(_gradient_matrices(losses, stack.last_shared), self.task_weights)
         leaves = list(stack.weights.values())
@@ -229,6 +225,15 @@ class GiftArray:
         gradients = torch.autograd.grad((losses * self.task_weights).sum(), leaves)
         stack.step(stack.layout.joined(dict(zip(stack.weights, gradients, strict=True))), *own["rates"])
         sums.add(losses, present, self.task_weights)
+
+    def losses(self, numeric: Tensor, codes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What `MultiTaskLoss` returns of one batch of each slot. Shape: [K, B, ...] each -> [K, T] each."""
+        outputs = self.stack.forward(numeric, codes)
+        targets = torch.where(self.trained, targets, torch.nan)
+        if more := aligned(targets.shape[1]) - targets.shape[1]:  # they do not count: so that slots are aligned
+            outputs = F.pad(outputs, (0, 0, 0, more))
+            targets = F.pad(targets, (0, 0, 0, more), value=torch.nan)
+        return self.loss(outputs, targets)
 
     def _measured(self, slot: int, training: Training, sums: EpochSums, start: float) -> Measured | Exception:
         try:

@@ -239,18 +239,22 @@ class Training:
 
     def _step(self, rows: Tensor, own: Mapping[str, Tensor], is_compared: bool, phase: int) -> None:
         """One step on these rows [B]; `phase` (of the balancing) is what else decides which operations it takes."""
-        train, network = self.train, self.network
         if self._hashed is not None:
             self._hashed.begin_step(own["dropout"])
-        features = network.features(train.numeric.index_select(0, rows), train.codes.index_select(0, rows))
-        losses, present = self.loss(network.heads(features), self.targets.index_select(0, rows))
-        gradients = gradient_matrix(losses, network.last_shared) if is_compared else None
+        every = (self.train.numeric, self.train.codes, self.targets)
+        losses, present, features = self.losses(*(values.index_select(0, rows) for values in every))
+        gradients = gradient_matrix(losses, self.network.last_shared) if is_compared else None
         self.optimizer.zero_grad(set_to_none=True)
-        weights = self.balancing.backward(losses, present, features, network, own.get("turns"))
+        weights = self.balancing.backward(losses, present, features, self.network, own.get("turns"))
         self.optimizer.step()
         self.sums.add(losses, present, weights)
         if gradients is not None:
             self.sums.compare(gradients, weights)
+
+    def losses(self, numeric: Tensor, codes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one batch: what `MultiTaskLoss` returns, and the shared representation."""
+        features = self.network.features(numeric, codes)
+        return (*self.loss(self.network.heads(features), targets), features)
 
     def _weights(self) -> dict[str, Tensor]:
         return {f"{WEIGHTS}{name}": value for name, value in self.network.state_dict().items()}
@@ -303,31 +307,36 @@ _PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 def measured_epochs(trainings: Sequence[Training]) -> list[Measured | Exception]:
     """Train and validate one epoch of each of several trainings of one device, or what it failed with: the others
     go on. Those that were measured are still to be saved (`Training.save_epoch`)."""
-    start = time.monotonic()
-    turns = [(i, training.steps()) for i, training in enumerate(trainings) if training.launch == "graph"]
-    failed: dict[int, Exception] = {}
-    while turns:  # a step of each in turn, in a stream of its own, so that they overlap
-        turns = [(i, steps) for i, steps in turns if _goes_on(i, steps, failed)]
-    found: list[Measured | Exception] = []
-    for i, training in enumerate(trainings):
-        try:
-            if i in failed:
-                raise failed[i]
-            taken = training.launch == "graph"
-            began = start if taken else time.monotonic()
-            found.append(training.measure_epoch(training.end_steps() if taken else training._train(), began))
-        except Exception as error:  # whatever it is, it is this training's
-            found.append(error)
-    return found
+    found: dict[Training, Measured | Exception] = {}
+    for party in parties(trainings):
+        start = time.monotonic()
+        for training, failure in zip(party, take_steps(party), strict=True):
+            try:
+                if failure is not None:
+                    raise failure
+                found[training] = training.measure_epoch(training.end_steps(), start)
+            except Exception as error:  # whatever it is, it is this training's
+                found[training] = error
+    return [found[training] for training in trainings]
 
 
-def _goes_on(i: int, steps: Iterator[None], failed: dict[int, Exception]) -> bool:
-    """Take a step of a training; whether there may be another."""
-    try:
-        next(steps)
-    except StopIteration:
-        return False
-    except Exception as error:  # whatever it is, it is this training's
-        failed[i] = error
-        return False
-    return True
+def parties(trainings: Sequence[Training]) -> list[list[Training]]:
+    """Who take their steps in turn: those in graphs, each on a stream of its own, so that they overlap. The others
+    train one after the other."""
+    in_turn = [training for training in trainings if training.launch == "graph"]
+    return [in_turn, *([training] for training in trainings if training.launch != "graph")]
+
+
+def take_steps(trainings: Sequence[Training]) -> list[Exception | None]:
+    """Take an epoch's steps, one of each training in turn; what each failed with, while the others go on."""
+    failures: list[Exception | None] = [None] * len(trainings)
+    going = {i: training.steps() for i, training in enumerate(trainings)}
+    while going:
+        for i, steps in list(going.items()):
+            try:
+                goes_on = next(steps, steps) is not steps
+            except Exception as error:  # whatever it is, it is this training's
+                failures[i], goes_on = error, False
+            if not goes_on:
+                del going[i]
+    return failures

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
 
 from models.gift.array import Bucket, GiftArray, bucket_of, room_for
 from models.gift.data import GiftDataset
-from models.gift.fit import COMPARED_STEPS, Training, batch_sizes
+from models.gift.fit import COMPARED_STEPS, Training, batch_sizes, parties, take_steps
 from models.gift.fits import found_to_pay, pays
 from models.gift.tensors import RoleTensors, on_device
 from models.gift.trainer import GiftConfig
@@ -173,10 +172,11 @@ def _fastest(steps: Callable[[], object], meter: Meter) -> float:
 
 
 def _alone(trainings: Sequence[Training]) -> None:
-    """As `models.gift.fit.measured_epochs` takes their steps: on a GPU one of each in turn."""
-    steps = [training.steps() for training in trainings]
-    for _ in zip_longest(*steps) if trainings[0].device.type == "cuda" else chain(*steps):
-        pass
+    """As `models.gift.fit.measured_epochs` takes their steps."""
+    for party in parties(trainings):
+        for failure in take_steps(party):
+            if failure is not None:
+                raise failure
 
 
 def _training(config: GiftConfig, data: GiftDataset, device: str, seed: int) -> Training:

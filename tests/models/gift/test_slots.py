@@ -200,13 +200,10 @@ def test_rounds_on_a_gpu_go_the_faster_way_from_then_on(data, monkeypatch, as_ar
     assert fits.pays([CONFIG] * 2, fresh, "cuda:1"), "another device"
 
 
-@pytest.mark.parametrize(("kind", "order"), [("cpu", "aaabbb"), ("cuda", "ababab")])
-def test_alone_on_a_gpu_they_take_a_step_in_turn(kind, order):
+@pytest.mark.parametrize(("launch", "order"), [("eager", "aaabbb"), ("graph", "ababab")])
+def test_alone_in_graphs_they_take_a_step_in_turn(launch, order):
     taken = []
-    trainings = [
-        SimpleNamespace(device=SimpleNamespace(type=kind), steps=lambda n=name: map(taken.append, n * 3))
-        for name in "ab"
-    ]
+    trainings = [SimpleNamespace(launch=launch, steps=lambda n=name: map(taken.append, n * 3)) for name in "ab"]
     slots._alone(trainings)
     assert "".join(taken) == order
 
