@@ -59,6 +59,19 @@ def options(tmp_path: Path, **changes: Any) -> WorkerOptions:
     )
 
 
+def stopped_at_step_1(study: Study, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any trial that measures its step 1 stops the study."""
+    fit = ToyTrainer.fit
+
+    def stopping(self: ToyTrainer, config: Any, data: Any, run: Any) -> Any:
+        for measurement in fit(self, config, data, run):
+            if measurement.step == 1:
+                study.store.stop_study(study.id, mode)
+            yield measurement
+
+    monkeypatch.setattr(ToyTrainer, "fit", stopping)
+
+
 class Service:
     """A worker process's work in this process, stopped when `until` says so."""
 
@@ -131,15 +144,7 @@ class TestQueue:
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, left: str
     ) -> None:
         study = queue(database, "toy")
-        fit = ToyTrainer.fit
-
-        def stopping(self: ToyTrainer, config: Any, data: Any, run: Any) -> Any:
-            for measurement in fit(self, config, data, run):
-                if measurement.step == 1:
-                    study.store.stop_study(study.id, mode)
-                yield measurement
-
-        monkeypatch.setattr(ToyTrainer, "fit", stopping)
+        stopped_at_step_1(study, mode, monkeypatch)
         Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
         assert states(study) == {left: 1}
         n_steps = len(study.store.measurements(study.id, [0])[0])
@@ -316,15 +321,7 @@ class TestSlots:
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, left: str
     ) -> None:
         study = queue(database, "toy", 9, pruner={"name": "none"})
-        fit = ToyTrainer.fit
-
-        def stopping(self: ToyTrainer, config: Any, data: Any, run: Any) -> Any:
-            for measurement in fit(self, config, data, run):
-                if measurement.step == 1:
-                    study.store.stop_study(study.id, mode)
-                yield measurement
-
-        monkeypatch.setattr(ToyTrainer, "fit", stopping)
+        stopped_at_step_1(study, mode, monkeypatch)
         Service(database, options(tmp_path, slots=3)).run(lambda: True, monkeypatch)
         assert states(study) == {left: 3}
 
