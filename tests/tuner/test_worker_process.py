@@ -144,6 +144,7 @@ class TestQueue:
         self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, left: str
     ) -> None:
         study = queue(database, "toy")
+        fit = ToyTrainer.fit
         stopped_at_step_1(study, mode, monkeypatch)
         Service(database, options(tmp_path)).run(lambda: True, monkeypatch)
         assert states(study) == {left: 1}
